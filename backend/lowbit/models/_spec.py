@@ -1,0 +1,155 @@
+"""ModelSpec: what differs between decoder families, as plain data.
+
+Owns the knobs the native decoder knows (native/include/lowbit/spec.h mirrors it) and the canonical weight names. Refuses
+code: a family is never a subclass. Standard library only.
+
+Designed with these families in view: Llama 1/2/3, CodeLlama, Vicuna, Mistral, Qwen 1/2/2.5/3, Phi-3, Gemma 1/2/3, GPT-2, OPT,
+GPT-J, GPT-NeoX and Dolly, MPT, Falcon (both), BLOOM, StarCoder 1/2, ChatGLM 2/3, GLM-4, Baichuan 1/2, InternLM 1/2, StableLM,
+Cohere.
+
+Canonical weight names (matrices are [out_features, in_features]; a bias beside `x.weight` is `x.bias`; i = layer):
+
+    embedding.weight                [vocab, hidden]          token embedding
+    position_embedding.weight       [positions, hidden]      learned positions (GPT-2, OPT)
+    embedding_norm.weight/.bias                              norm right after the embedding (BLOOM)
+    embedding_in.weight, head_in.weight                      projections between word and hidden size (OPT-350m)
+    layers.i.attention_norm.weight/.bias
+    layers.i.qkv.weight/.bias       [(heads + 2 kv_heads) * head_dim, hidden]   rows: all q heads, all k heads, all v heads
+    layers.i.q_norm.weight, layers.i.k_norm.weight           per-head norms (Qwen3, Gemma 3): [head_dim], or [heads, head_dim]
+    layers.i.o.weight/.bias         [hidden, heads * head_dim]
+    layers.i.attention_post_norm.weight                      sandwich norms (Gemma 2/3, GLM-4)
+    layers.i.ffn_norm.weight/.bias
+    layers.i.gate_up.weight/.bias   [2 * ffn_rows, hidden]   gated MLP: 16-row panels of gate and up alternate (gate 0-15, up 0-15,
+                                                             gate 16-31, ...), ffn_rows = ffn_size rounded up to 16
+    layers.i.up.weight/.bias        [ffn, hidden]            plain MLP
+    layers.i.down.weight/.bias      [hidden, ffn]
+    layers.i.ffn_post_norm.weight
+    final_norm.weight/.bias
+    head.weight/.bias               [vocab, hidden]          absent when the head is tied to the embedding
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+NORMS = ("rms", "layer")
+NORM_PLACES = ("pre", "post", "sandwich")
+RESIDUALS = ("sequential", "parallel_shared", "parallel_separate")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "quick_gelu")
+ROPE_KINDS = ("half", "interleaved")
+
+
+@dataclass(frozen=True)
+class Rope:
+    """One rotary table. Angles are position * inv_freq; cos and sin are multiplied by `scale`."""
+
+    kind: str  # "half": pairs (i, i + dim/2); "interleaved": pairs (2i, 2i + 1)
+    dim: int  # rotated share of a head
+    inv_freq: tuple[float, ...]  # [dim/2]
+    scale: float = 1.0
+    inv_freq_long: tuple[float, ...] = ()  # used when a session's context exceeds long_from (Phi-3 longrope)
+    scale_long: float = 1.0
+    long_from: int = 0
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The graph of one decoder-only model. Sizes are logical (unpadded)."""
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn_size: int
+    context: int  # longest sequence the model was made for
+
+    norm: str = "rms"
+    norm_place: str = "pre"
+    norm_eps: float = 1e-5
+    norm_weight_offset: float = 0.0  # Gemma multiplies by (1 + weight)
+    final_norm: bool = True
+    qk_norm: str = "rms"  # kind of q_norm / k_norm where those weights exist
+    residual: str = "sequential"
+    residual_scale: float = 1.0
+
+    embedding_scale: float = 1.0
+    learned_position_offset: int = 0
+
+    ropes: tuple[Rope, ...] = ()
+    layer_rope: tuple[int, ...] = ()  # per layer: index into ropes, -1 = none
+    alibi_slopes: tuple[float, ...] = ()  # per head
+    attention_scale: float = 0.0
+    attention_softcap: float = 0.0
+    layer_attention_scale: tuple[float, ...] = ()
+    layer_window: tuple[int, ...] = ()  # per layer: how many latest positions are seen, 0 = all
+    clip_qkv: float = 0.0
+
+    gated: bool = True
+    activation: str = "silu"
+
+    tied_head: bool = False
+    logit_scale: float = 1.0
+    logit_softcap: float = 0.0
+
+    def to_dict(self) -> dict:
+        """Returns a JSON-ready dictionary; `from_dict` is its inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict) -> ModelSpec:
+        """Returns the spec a dictionary describes. Raises ValueError naming unknown or missing fields."""
+        known = cls.__dataclass_fields__
+        unknown = sorted(set(data) - set(known))
+        if unknown:
+            raise ValueError(f"unknown ModelSpec fields {unknown}: this folder was written by a newer lowbit; upgrade lowbit")
+        values = dict(data)
+        values["ropes"] = tuple(
+            Rope(**{**r, "inv_freq": tuple(r["inv_freq"]), "inv_freq_long": tuple(r.get("inv_freq_long", ()))})
+            for r in data.get("ropes", ())
+        )
+        for name in ("layer_rope", "alibi_slopes", "layer_attention_scale", "layer_window"):
+            values[name] = tuple(data.get(name, ()))
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"incomplete ModelSpec: {error}") from None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one source tensor that go into a canonical tensor, in order.
+
+    rows: None for all rows, or a tuple of (start, stop) ranges taken one after the other. transpose: the source is stored
+    [in_features, out_features] (GPT-2's Conv1D).
+    """
+
+    source: str
+    rows: tuple[tuple[int, int], ...] | None = None
+    transpose: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a canonical tensor is made of source tensors: parts concatenated along rows.
+
+    kind: "matrix" (quantised), "embedding" (format of embeddings), "head" (format of the head) or "vector" (kept fp32).
+    interleave: 16-row panels of the two halves of the result alternate (gate_up); each half is padded with zero rows to 16.
+    optional: absent sources mean an absent tensor, not an error.
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+    kind: str = "matrix"
+    interleave: bool = False
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a family file returns for a config: the graph and where its weights come from."""
+
+    spec: ModelSpec
+    recipes: tuple[Recipe, ...] = field(default_factory=tuple)

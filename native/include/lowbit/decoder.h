@@ -1,0 +1,45 @@
+// The decoder: a ModelSpec interpreted over immutable weights. Sessions own their KV cache and position; a forward pass takes
+// any number of (session, tokens) parts at once, so prefill, single steps and batched steps are the same call.
+#pragma once
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "lowbit/kv_cache.h"
+#include "lowbit/linear.h"
+#include "lowbit/spec.h"
+
+namespace lowbit {
+
+// Weights by canonical name (models/_spec.py lists them); packed matrices and fp32 vectors.
+struct DecoderWeights {
+    std::unordered_map<std::string, PackedView> packed;
+    std::unordered_map<std::string, std::vector<float>> vectors;
+};
+
+struct Part {
+    KvCache* cache;          // this part's session; each session at most once in a call
+    const int32_t* tokens;
+    int64_t count;           // >= 1
+    bool all_logits;         // logits of every token, else of the last one
+};
+
+class Decoder {
+public:
+    // Checks that every tensor the spec asks for is there with the right shape; throws std::invalid_argument naming it.
+    Decoder(ModelSpec spec, DecoderWeights weights, Compute compute, Tier tier);
+    ~Decoder();
+
+    const ModelSpec& spec() const;
+
+    // Appends the tokens of each part to its cache and writes logits, fp32 [sum of logit rows][vocab_size], in part order.
+    // Throws std::length_error when a cache has no room (nothing is changed then). Calls on one pool queue.
+    void forward(ThreadPool& pool, const std::vector<Part>& parts, float* logits);
+
+private:
+    struct Impl;
+    std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace lowbit

@@ -1,0 +1,35 @@
+// y = x W^T over a packed weight: chooses the kernel, splits panels over a team, loops over blocks of rows.
+#pragma once
+#include "lowbit/kernels.h"
+#include "lowbit/threads.h"
+
+namespace lowbit {
+
+// Does this format have an int8 kernel at all (on any tier)?
+bool has_int8_compute(const Format& f);
+
+// Bytes of scratch a LinearInput needs for m rows padded to k_padded.
+size_t linear_input_bytes(int64_t m, int64_t k_padded);
+
+// The input of one or more linear products, prepared once: x [m][x_stride] fp32 with k valid columns, readable and zero up to
+// k_padded. For Compute::int8 `quantized` points into scratch given by the caller.
+struct LinearInput {
+    FloatRows rows{};
+    QuantizedRows quantized{};
+    int64_t k = 0;
+    Compute compute = Compute::int8;
+};
+
+// Lays out `input` over scratch (64-byte aligned, linear_input_bytes). No work yet.
+LinearInput linear_input(const float* x, int64_t x_stride, int64_t m, int64_t k, int64_t k_padded, Compute compute,
+                         void* scratch);
+
+// Collective: quantises the rows (no-op for fp32). Ends without a barrier: callers put one before linear().
+void prepare_input(Team& team, const KernelTable& kernels, LinearInput& input);
+
+// Collective: y[m][y_stride] = x W^T (+ bias, fp32 [rows] or null). y has room for layout.panels*16 columns per row; the
+// columns past rows are scratch. Ends without a barrier. A format without int8 compute falls back to fp32 by itself.
+void linear(Team& team, const KernelTable& kernels, const PackedView& w, const float* bias, const LinearInput& x, float* y,
+            int64_t y_stride);
+
+}  // namespace lowbit

@@ -1,0 +1,29 @@
+// Between float matrices and the packed layout: quantise, dequantise, gather rows. Scalar code, the specification that
+// numpy (backend/lowbit/quantize.py) equals bit for bit; threads split panels.
+#pragma once
+#include "lowbit/tensor.h"
+#include "lowbit/threads.h"
+
+namespace lowbit {
+
+// Largest |w|; NaN if any element is NaN, infinity if any is infinite.
+float abs_max(ThreadPool& pool, const FloatView& w);
+
+// The power of two that brings the largest scale of a tensor with this abs_max to at most 1: all scales are stored divided
+// by it. 1 for abs_max 0 and for float formats.
+float scale_multiplier(const Format& f, float abs_max);
+
+// Round-to-nearest quantisation of all rows of w into whole panels at `out` (layout_of(f, w.rows, w.cols, group_size).bytes
+// bytes, 64-byte aligned). Rows past w.rows in the last panel get the zero code and scale 0, so a matrix may be
+// packed in chunks of a multiple of 16 rows. full_range false restricts symmetric grids to -(2^(b-1)-1)..2^(b-1)-1 with
+// scale abs_max / (2^(b-1)-1) (ITREX int4_clip). Precondition: w is finite.
+void quantize(ThreadPool& pool, const FloatView& w, const Format& f, int group_size, float multiplier, bool full_range,
+              uint8_t* out);
+
+// Exact float values of rows [first_row, first_row + count) as fp32 [count][stride].
+void dequantize(ThreadPool& pool, const PackedView& w, int64_t first_row, int64_t count, float* out, int64_t stride);
+
+// out[i] = row ids[i] of w, fp32 [n][stride], for embedding look-up; single-threaded, ids in range.
+void gather_rows(const PackedView& w, const int32_t* ids, int64_t n, float* out, int64_t stride);
+
+}  // namespace lowbit

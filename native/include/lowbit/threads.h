@@ -1,0 +1,54 @@
+// The thread pool. A pool is entered once per forward pass; phases inside are separated by spin barriers.
+// Workers spin briefly when idle and then sleep, so a loaded but idle model uses no CPU time.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+
+namespace lowbit {
+
+class ThreadPool;
+
+// What a job sees of its thread team. All members of a team execute the same code; barrier() is collective.
+class Team {
+public:
+    int id() const { return id_; }
+    int size() const { return size_; }
+    void barrier();  // returns when all members have arrived; throws nothing
+
+    struct Range { int64_t begin, end; };
+    // This member's part of [0, n), cut at multiples of `step`.
+    Range slice(int64_t n, int64_t step = 1) const;
+
+private:
+    friend class ThreadPool;
+    Team(ThreadPool* pool, int id, int size) : pool_(pool), id_(id), size_(size) {}
+    ThreadPool* pool_;
+    int id_, size_;
+};
+
+class ThreadPool {
+public:
+    explicit ThreadPool(int threads);
+    ~ThreadPool();
+    ThreadPool(const ThreadPool&) = delete;
+    ThreadPool& operator=(const ThreadPool&) = delete;
+
+    int size() const { return size_; }
+
+    // Runs job(team) on all members, the caller being member 0, and returns when all are done. Safe from any thread:
+    // callers queue on a mutex. Works in a forked child (workers are started anew). A job must not throw and must not
+    // call run() of the same pool again.
+    void run(const std::function<void(Team&)>& job);
+
+private:
+    friend class Team;
+    struct State;
+    std::unique_ptr<State> state_;
+    int size_;
+};
+
+int allowed_cpus();  // CPUs in the affinity mask, limited by the cgroup quota (rounded up); at least 1
+
+}  // namespace lowbit

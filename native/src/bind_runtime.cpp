@@ -1,0 +1,64 @@
+// CPU features, tiers, the thread pool and the format table as Python sees them.
+#include "bind.h"
+#include "lowbit/kernels.h"
+#include "lowbit/threads.h"
+
+using namespace lowbit;
+
+void bind_runtime(nb::module_& m) {
+    m.def("cpu_features", [] {
+        const CpuFeatures& f = cpu_features();
+        nb::dict d;
+#define FEATURE(name) d[#name] = f.name
+        FEATURE(vendor), FEATURE(brand), FEATURE(avx2), FEATURE(fma), FEATURE(f16c), FEATURE(avx_vnni), FEATURE(avx512f),
+            FEATURE(avx512bw), FEATURE(avx512vl), FEATURE(avx512dq), FEATURE(avx512vbmi), FEATURE(avx512_vnni),
+            FEATURE(avx512_bf16), FEATURE(amx_tile), FEATURE(amx_int8), FEATURE(amx_bf16), FEATURE(l2_bytes);
+#undef FEATURE
+        return d;
+    });
+    m.def("tiers", [] {  // names of the tiers this process can run, lowest first
+        std::vector<std::string> names;
+        for (int t = 0; t < 4; t++)
+            if (tier_available(static_cast<Tier>(t))) names.push_back(kTierNames[t]);
+        return names;
+    });
+    m.def("allowed_cpus", &allowed_cpus);
+    m.def("format_table", [] {
+        nb::list rows;
+        for (const Format& f : kFormats) {
+            nb::dict d;
+            d["name"] = f.name;
+            d["id"] = static_cast<int>(f.id);
+            d["bits"] = f.bits;
+            d["codes"] = static_cast<int>(f.codes);
+            d["offset"] = f.offset;
+            d["has_min"] = f.has_min;
+            rows.append(d);
+        }
+        return rows;
+    });
+    m.def(
+        "layout",
+        [](int format, int64_t rows, int64_t k, int group_size) {
+            const Format* f = find_format(format);
+            if (!f) throw std::invalid_argument("unknown format id " + std::to_string(format));
+            if (rows < 0 || k < 0 || group_size < 0 || group_size % kAtomK)
+                throw std::invalid_argument("group_size must be 0 (per row) or a multiple of 32");
+            const Layout l = layout_of(*f, rows, k, group_size);
+            nb::dict d;
+            d["group_size"] = l.group_size;
+            d["groups_per_tile"] = l.groups_per_tile;
+            d["panels"] = l.panels;
+            d["tiles"] = l.tiles;
+            d["k_padded"] = l.k_padded;
+            d["tile_bytes"] = l.tile_bytes;
+            d["panel_bytes"] = l.panel_bytes;
+            d["bytes"] = l.bytes;
+            return d;
+        },
+        nb::arg("format"), nb::arg("rows"), nb::arg("k"), nb::arg("group_size"));
+
+    nb::class_<ThreadPool>(m, "ThreadPool")
+        .def(nb::init<int>(), nb::arg("threads"))
+        .def_prop_ro("size", &ThreadPool::size);
+}

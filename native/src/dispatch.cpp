@@ -1,0 +1,67 @@
+// Merges the tiers' kernel tables bottom-up: a null entry means "use the tier below". The list below is the registry.
+#include <array>
+
+#include "lowbit/kernels.h"
+
+namespace lowbit {
+namespace {
+
+struct Registered {
+    Tier tier;
+    LinearKernels (*linear)();
+    VectorKernels (*vector)();
+};
+constexpr Registered kTiers[] = {
+    {Tier::scalar, scalar::linear_kernels, scalar::vector_kernels},
+    {Tier::avx2, avx2::linear_kernels, avx2::vector_kernels},
+    {Tier::avx512, avx512::linear_kernels, avx512::vector_kernels},
+};
+
+template <class F>
+void take(F& into, F from) {
+    if (from) into = from;
+}
+
+void overlay(LinearKernels& l, const LinearKernels& u) {
+    for (int i = 0; i < 16; i++) {
+        take(l.int8[i], u.int8[i]);
+        take(l.fp32[i], u.fp32[i]);
+    }
+    take(l.quantize_row, u.quantize_row);
+}
+
+void overlay(VectorKernels& v, const VectorKernels& u) {
+    take(v.rms_norm, u.rms_norm);
+    take(v.layer_norm, u.layer_norm);
+    take(v.add, u.add);
+    take(v.softmax, u.softmax);
+    take(v.to_fp16, u.to_fp16);
+    take(v.to_bf16, u.to_bf16);
+    take(v.activate, u.activate);
+    take(v.attention_scores, u.attention_scores);
+    take(v.attention_values, u.attention_values);
+}
+
+std::array<KernelTable, 4> merge() {
+    std::array<KernelTable, 4> merged{};
+    KernelTable table{};
+    for (int tier = 0; tier < 4; tier++) {
+        for (const Registered& r : kTiers) {
+            if (static_cast<int>(r.tier) != tier || !tier_available(r.tier)) continue;
+            overlay(table.linear, r.linear());
+            overlay(table.vector, r.vector());
+        }
+        table.tier = static_cast<Tier>(tier);
+        merged[tier] = table;
+    }
+    return merged;
+}
+
+}  // namespace
+
+const KernelTable& kernel_table(Tier tier) {
+    static const std::array<KernelTable, 4> tables = merge();
+    return tables[static_cast<int>(tier)];
+}
+
+}  // namespace lowbit
