@@ -1,0 +1,15 @@
+"""The one door to the evaluation data beside the repository: tests that need it skip with a reason where it is absent."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def shared(*parts: str) -> Path:
+    """Returns the path of an evaluation file or folder; skips the calling test when it is not there."""
+    path = ROOT.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"evaluation data {'/'.join(parts)} is not beside this checkout")
+    return path
