@@ -1,0 +1,62 @@
+"""lowbit: Hugging Face language models in 3 to 8 bits on ordinary CPUs, in process.
+
+The public surface. Importing it loads neither torch nor transformers and prints nothing; each name is imported when it is
+first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from lowbit import formats
+    from lowbit.runtime import Runtime
+    from lowbit.text import TextModel
+
+# public name -> (module, attribute or None for the module itself)
+_LAZY = {
+    "Runtime": ("lowbit.runtime", "Runtime"),
+    "TextModel": ("lowbit.text", "TextModel"),
+    "formats": ("lowbit.formats", None),
+}
+__all__ = ["Runtime", "TextModel", "__version__", "formats", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'lowbit' has no attribute {name!r}; it has {', '.join(sorted(__all__))}")
+    module_name, attribute = _LAZY[name]
+    module = import_module(module_name)
+    return module if attribute is None else getattr(module, attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def load(id_or_path: str, low_bit: str | None = "sym_int4", **options: Any) -> TextModel:
+    """Returns a `TextModel` for a hub id, a local Hugging Face folder or a low-bit folder.
+
+    A float checkpoint is quantised while it is read (`low_bit`: a name of `lowbit.formats`, or None for none); a low-bit folder
+    is opened as it was saved. `options` are the keyword arguments of `lowbit.loading.load_model` (`modules_to_not_convert`,
+    `head_format`, `embedding_format`, `group_size`, `trust_remote_code`, `revision`, `show_progress`, ...) and the fields of
+    `lowbit.Runtime` (`device`, `threads`, `context`, `compute`, `kv_dtype`, ...).
+
+    Raises ValueError or OSError with the cause and the fix; TypeError for an unknown option, with the nearest name.
+
+    >>> model = load("Qwen/Qwen2.5-0.5B-Instruct", low_bit="nf4")      # doctest: +SKIP
+    >>> for delta in model.stream("Once upon a time", max_new_tokens=32):  # doctest: +SKIP
+    ...     print(delta.text, end="")
+    """
+    from lowbit.options import split_options
+
+    runtime_options, load_options = split_options(options)
+    from lowbit.loading import load_model
+    from lowbit.runtime import Runtime
+    from lowbit.text import TextModel
+
+    runtime = Runtime(**runtime_options).resolve()
+    return TextModel(load_model(id_or_path, low_bit, runtime=runtime, **load_options), runtime)

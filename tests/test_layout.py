@@ -1,0 +1,132 @@
+"""The house rules, checked: who may import what, what an import costs, what must not exist."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BACKEND = ROOT / "backend" / "lowbit"
+
+# Layers from the bottom up: a module may import its own layer and those below (docs in design.md, section 3).
+LAYERS = [
+    {"formats", "models._spec"},
+    {"ops", "packed", "runtime"},
+    {"models", "sources", "quantize", "checkpoint", "loading", "sampling", "tokenizer"},
+    {"generate"},
+    {"text"},
+    {"chat", "options"},
+    {"cli", ""},
+]
+HEAVY = {"torch", "transformers"}
+FRAMEWORKS = {"langchain_core", "langchain", "llama_index"}
+
+
+def modules(root: Path, package: str):
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        parts = parts[:-1] if parts[-1] == "__init__" else parts
+        yield ".".join((package, *parts)), path
+
+
+def imports(path: Path, top_level_only: bool = False):
+    """Yields the absolute names a file imports; with top_level_only those that run when it is imported."""
+    tree = ast.parse(path.read_text())
+
+    def walk(nodes):
+        for node in nodes:
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}: relative import"
+                for alias in node.names:
+                    yield f"{node.module}.{alias.name}"
+            elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                continue
+            elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and top_level_only:
+                continue
+            else:
+                yield from walk(ast.iter_child_nodes(node))
+
+    yield from walk(tree.body)
+
+
+def layer_of(name: str) -> int | None:
+    relative = name.removeprefix("lowbit").lstrip(".")
+    for level, names in enumerate(LAYERS):
+        if relative in names or (relative.split(".")[0] in names and relative not in ("models._spec",)):
+            return level
+    return None
+
+
+def test_backend_imports_point_downwards():
+    for module, path in modules(BACKEND, "lowbit"):
+        level = layer_of(module)
+        assert level is not None, f"{module} has no layer: give it a place in LAYERS"
+        for name in imports(path, top_level_only=True):
+            if name == "lowbit.__version__" or not name.startswith("lowbit."):
+                continue
+            target = name if layer_of(name) is not None else name.rpartition(".")[0]
+            assert layer_of(target) <= level, f"{module} imports {name}, which lies above it"
+
+
+def test_only_ops_imports_the_extension():
+    for module, path in modules(BACKEND, "lowbit"):
+        if module not in ("lowbit.ops",):
+            assert not any("_native" in name for name in imports(path)), f"{module} imports lowbit._native; use lowbit.ops"
+
+
+@pytest.mark.parametrize("folder", ["backend/lowbit", "integrations/langchain_lowbit"])
+def test_no_torch_at_module_level(folder):
+    for module, path in modules(ROOT / folder, folder.split("/")[-1]):
+        for name in imports(path, top_level_only=True):
+            assert name.split(".")[0] not in HEAVY, f"{module} imports {name} when it is imported"
+
+
+def test_backend_knows_no_framework():
+    for module, path in modules(BACKEND, "lowbit"):
+        for name in imports(path):
+            assert name.split(".")[0] not in FRAMEWORKS, f"{module} imports {name}"
+
+
+def test_environment_is_read_in_runtime_alone():
+    for module, path in [*modules(BACKEND, "lowbit"), *modules(ROOT / "integrations", "integrations")]:
+        if module == "lowbit.runtime":
+            continue
+        text = path.read_text()
+        assert "os.environ" not in text and "getenv" not in text, f"{module} touches the environment; use lowbit.runtime"
+
+
+def test_llama_index_stays_a_namespace():
+    for folder in ("integrations/llama_index", "integrations/llama_index/llms", "integrations/llama_index/embeddings"):
+        assert not (ROOT / folder / "__init__.py").exists(), f"{folder}/__init__.py would break every LlamaIndex install"
+
+
+def test_files_stay_small():
+    for folder in ("backend", "integrations", "native"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".py", ".cpp", ".h"):
+                lines = len(path.read_text().splitlines())
+                assert lines <= 500, f"{path.relative_to(ROOT)} has {lines} lines: make it two rooms"
+
+
+def test_import_is_quiet_and_light():
+    code = (
+        "import sys, lowbit, lowbit.formats, lowbit.runtime, lowbit.text, lowbit.loading\n"
+        "heavy = [m for m in ('torch', 'transformers', 'langchain_core') if m in sys.modules]\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "" and done.stderr == ""
+
+
+def test_readme_names_real_commands():
+    readme = (ROOT / "README.md").read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    for line in readme.splitlines():
+        words = line.strip().split()
+        if words[:1] == ["make"] and len(words) > 1:
+            assert f"\n{words[1]}:" in makefile, f"README says `make {words[1]}`, the Makefile has no such target"
