@@ -1,9 +1,33 @@
 // CPU features, tiers, the thread pool and the format table as Python sees them.
+#include <atomic>
+
 #include "bind.h"
 #include "lowbit/kernels.h"
 #include "lowbit/threads.h"
 
 using namespace lowbit;
+
+namespace {
+
+// Runs `jobs` jobs of `phases` phases. In each phase every member adds one to a counter, and after the barrier every member
+// must see the sum of all. Returns how often one did not (0 when barriers work).
+int64_t exercise(ThreadPool& pool, int jobs, int phases) {
+    std::atomic<int64_t> wrong{0};
+    for (int j = 0; j < jobs; j++) {
+        std::atomic<int64_t> arrived{0};
+        pool.run([&](Team& team) {
+            for (int p = 1; p <= phases; p++) {
+                arrived.fetch_add(1, std::memory_order_relaxed);
+                team.barrier();
+                if (arrived.load(std::memory_order_relaxed) != static_cast<int64_t>(p) * team.size()) wrong++;
+                team.barrier();
+            }
+        });
+    }
+    return wrong;
+}
+
+}  // namespace
 
 void bind_runtime(nb::module_& m) {
     m.def("cpu_features", [] {
@@ -60,5 +84,7 @@ void bind_runtime(nb::module_& m) {
 
     nb::class_<ThreadPool>(m, "ThreadPool")
         .def(nb::init<int>(), nb::arg("threads"))
-        .def_prop_ro("size", &ThreadPool::size);
+        .def_prop_ro("size", &ThreadPool::size)
+        .def("exercise", &exercise, nb::arg("jobs"), nb::arg("phases"), nb::call_guard<nb::gil_scoped_release>(),
+             "For tests: runs jobs with barriers and returns how many checks failed.");
 }
