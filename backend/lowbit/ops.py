@@ -1,0 +1,136 @@
+"""The only importer of the native extension: thin Python functions over lowbit._native, and the bf16 dtype.
+
+Owns the crossing from numpy to C++ (dtypes, contiguity, output arrays). Knows no files, models or text. Public functions are
+Python functions, because nanobind functions do not pickle. Importing this module works without the extension; calling it
+then raises an ImportError that says how to build it.
+"""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+try:
+    from lowbit import _native
+except ImportError as error:  # built for another Python, or not built
+    _native = None  # type: ignore[assignment]
+    _reason: ImportError | None = error
+else:
+    _reason = None
+
+BF16 = np.dtype([("bf16", "<u2")])  # numpy has no bfloat16; a structured dtype slices, reshapes and concatenates
+
+
+def native() -> ModuleType:
+    """Returns the extension module; raises ImportError that says how to get it when it is missing."""
+    if _native is None:
+        raise ImportError(
+            "the native extension lowbit._native is missing or was built for another Python; "
+            "install the package (pip install .) or, in a source checkout, run `make native`"
+        ) from _reason
+    return _native
+
+
+def available() -> bool:
+    """Returns True if the native extension can be used."""
+    return _native is not None
+
+
+def is_bf16(dtype: Any) -> bool:
+    """Returns True for BF16 and for the bfloat16 dtype of ml_dtypes."""
+    return dtype == BF16 or getattr(dtype, "name", "") == "bfloat16"
+
+
+def bf16_to_fp32(array: np.ndarray) -> np.ndarray:
+    """Returns a BF16 array as float32, exactly."""
+    return (array.view("<u2").astype(np.uint32) << 16).view(np.float32)
+
+
+def fp32_to_bf16(array: np.ndarray) -> np.ndarray:
+    """Returns float32 values rounded to the nearest even BF16; NaN stays NaN."""
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    rounded = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
+    nan = (bits & 0x7FFFFFFF) > 0x7F800000
+    return np.where(nan, ((bits >> 16) | 0x40).astype("<u2"), rounded).astype("<u2").view(BF16)
+
+
+def to_fp32(array: np.ndarray) -> np.ndarray:
+    """Returns a float array of any accepted dtype (fp32, fp16, BF16) as float32, exactly."""
+    return bf16_to_fp32(array) if is_bf16(array.dtype) else array.astype(np.float32, copy=False)
+
+
+def float_matrix(array: np.ndarray) -> np.ndarray:
+    """Returns the [rows, k] array as the extension takes it: fp32, fp16, or uint16 holding bf16; rows contiguous.
+
+    Copies only when a row is not contiguous or the dtype is another float (float64). Raises TypeError for other dtypes
+    and ValueError when the array is not 2-D.
+    """
+    if array.ndim != 2:
+        raise ValueError(f"expected a matrix [rows, k], got shape {array.shape}")
+    if is_bf16(array.dtype):
+        array = array.view("<u2")
+    elif array.dtype == np.float64:
+        array = array.astype(np.float32)
+    elif array.dtype not in (np.float32, np.float16):
+        raise TypeError(f"expected a float32, float16 or bf16 (ops.BF16) matrix, got {array.dtype}")
+    item = array.dtype.itemsize
+    if array.size and array.shape[1] > 1 and (array.strides[1] != item or array.strides[0] < 0 or array.strides[0] % item):
+        array = np.ascontiguousarray(array)
+    return array
+
+
+@functools.lru_cache(maxsize=None)
+def pool(threads: int | None = None) -> Any:
+    """Returns the shared thread pool with this many threads (None: all CPUs this process may use)."""
+    count = native().allowed_cpus() if threads is None else threads
+    return native().ThreadPool(count) if threads is not None else pool(count)
+
+
+# ---- packing (native/src/bind_pack.cpp) ---------------------------------------------------------------------------
+
+
+def format_table() -> list[dict[str, Any]]:
+    """Returns the extension's format rows; formats.FORMATS holds the same."""
+    return native().format_table()
+
+
+def layout(format_id: int, rows: int, k: int, group_size: int) -> dict[str, int]:
+    """Returns the sizes of the packed layout as the extension computes them."""
+    return native().layout(format_id, rows, k, group_size)
+
+
+def codebook(format_id: int) -> np.ndarray:
+    """Returns the fp32 values of all codes of a codebook format, float32 [2^bits]."""
+    return np.asarray(native().codebook(format_id), np.float32)
+
+
+def abs_max(matrix: np.ndarray, pool: Any) -> float:
+    """Returns the largest magnitude of a float matrix; NaN if any element is NaN, else inf if any is infinite."""
+    return native().abs_max(pool, float_matrix(matrix))
+
+
+def scale_multiplier(format_id: int, abs_max: float) -> float:
+    """Returns the power of two by which the scales of a tensor with this abs_max are divided before fp16."""
+    return native().scale_multiplier(format_id, abs_max)
+
+
+def quantize(
+    matrix: np.ndarray, format_id: int, group_size: int, multiplier: float, full_range: bool, out: np.ndarray, pool: Any
+) -> None:
+    """Packs a finite float matrix [rows, k] into `out` (uint8, exactly the layout's bytes)."""
+    native().quantize(pool, float_matrix(matrix), format_id, group_size, multiplier, full_range, out)
+
+
+def dequantize(packed: tuple[Any, ...], first_row: int, out: np.ndarray, pool: Any) -> None:
+    """Writes rows first_row ... of a packed tensor (PackedTensor.native()) as float32 into `out` [count, k]."""
+    native().dequantize(pool, *packed, first_row, out)
+
+
+def gather_rows(packed: tuple[Any, ...], ids: np.ndarray) -> np.ndarray:
+    """Returns the rows `ids` (int32 [n]) of a packed tensor as float32 [n, k]; IndexError when an id is out of range."""
+    out = np.empty((len(ids), packed[2]), np.float32)
+    native().gather_rows(*packed, np.ascontiguousarray(ids, np.int32), out)
+    return out
