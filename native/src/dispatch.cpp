@@ -34,10 +34,12 @@ void overlay(VectorKernels& v, const VectorKernels& u) {
     take(v.rms_norm, u.rms_norm);
     take(v.layer_norm, u.layer_norm);
     take(v.add, u.add);
-    take(v.softmax, u.softmax);
+    take(v.max, u.max);
+    take(v.exp_sum, u.exp_sum);
     take(v.to_fp16, u.to_fp16);
     take(v.to_bf16, u.to_bf16);
     take(v.activate, u.activate);
+    take(v.activate_gated, u.activate_gated);
     take(v.attention_scores, u.attention_scores);
     take(v.attention_values, u.attention_values);
 }

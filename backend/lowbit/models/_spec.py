@@ -15,15 +15,16 @@ Canonical weight names (matrices are [out_features, in_features]; a bias beside 
     embedding_in.weight, head_in.weight                      projections between word and hidden size (OPT-350m)
     layers.i.attention_norm.weight/.bias
     layers.i.qkv.weight/.bias       [(heads + 2 kv_heads) * head_dim, hidden]   rows: all q heads, all k heads, all v heads
-    layers.i.q_norm.weight, layers.i.k_norm.weight           per-head norms (Qwen3, Gemma 3): [head_dim], or [heads, head_dim]
+    layers.i.q_norm.weight, layers.i.k_norm.weight           norms of q and k (Qwen3, Gemma 3): [head_dim] shared by the
+                                                             heads, or [heads * head_dim] (Cohere, StableLM, MPT)
     layers.i.o.weight/.bias         [hidden, heads * head_dim]
-    layers.i.attention_post_norm.weight                      sandwich norms (Gemma 2/3, GLM-4)
+    layers.i.attention_post_norm.weight/.bias                sandwich norms (Gemma 2/3, GLM-4)
     layers.i.ffn_norm.weight/.bias
     layers.i.gate_up.weight/.bias   [2 * ffn_rows, hidden]   gated MLP: 16-row panels of gate and up alternate (gate 0-15, up 0-15,
                                                              gate 16-31, ...), ffn_rows = ffn_size rounded up to 16
     layers.i.up.weight/.bias        [ffn, hidden]            plain MLP
     layers.i.down.weight/.bias      [hidden, ffn]
-    layers.i.ffn_post_norm.weight
+    layers.i.ffn_post_norm.weight/.bias
     final_norm.weight/.bias
     head.weight/.bias               [vocab, hidden]          absent when the head is tied to the embedding
 """
@@ -72,6 +73,7 @@ class ModelSpec:
     norm_weight_offset: float = 0.0  # Gemma multiplies by (1 + weight)
     final_norm: bool = True
     qk_norm: str = "rms"  # kind of q_norm / k_norm where those weights exist
+    qk_norm_whole: bool = False  # they run over all heads at once (MPT) instead of per head
     residual: str = "sequential"
     residual_scale: float = 1.0
 
@@ -83,7 +85,8 @@ class ModelSpec:
     alibi_slopes: tuple[float, ...] = ()  # per head
     attention_scale: float = 0.0
     attention_softcap: float = 0.0
-    layer_attention_scale: tuple[float, ...] = ()
+    layer_attention_scale: tuple[float, ...] = ()  # per layer: factor on attention_scale
+    attention_logn_from: int = 0  # n > 0: q of position p is multiplied by max(1, log(p + 1) / log(n)) (Qwen 1)
     layer_window: tuple[int, ...] = ()  # per layer: how many latest positions are seen, 0 = all
     clip_qkv: float = 0.0
 

@@ -1,6 +1,7 @@
 // The kernel contract: one table of function pointers per tier. A null entry falls through to the tier below when the
 // tables are merged (dispatch.cpp), so the scalar table has no null. Kernels never allocate, thread or detect.
 #pragma once
+#include "lowbit/activation.h"
 #include "lowbit/cpu.h"
 #include "lowbit/tensor.h"
 
@@ -31,6 +32,7 @@ struct FloatRows {  // fp32 [m][stride], zero from k to k_padded
 };
 
 inline constexpr int kMaxKernelRows = 8;  // m of one kernel call; linear.cpp loops
+inline constexpr int kKvBlock = 64;       // positions that stand together in a KV cache, at most that many in an attention call
 
 // y[row * y_stride + n] for the n of `panels` consecutive panels from `first_panel` (all 16 lanes are written, y has room
 // for padded rows), row = 0..m-1, m <= kMaxKernelRows.
@@ -46,24 +48,28 @@ struct LinearKernels {
     void (*quantize_row)(const float* x, int64_t k, int64_t k_padded, int8_t* codes, float* scales, int32_t* sums);
 };
 
-// Element-wise and attention kernels on fp32 rows. n is any positive length; pointers need no alignment.
+// Element-wise and attention kernels on fp32 rows. n is any positive length; pointers need no alignment; NaN in gives NaN out.
+// Tiers differ from scalar in the order of sums and in e^x (relative error at most 3e-7 where e^x is normal).
 struct VectorKernels {
-    // y = x / sqrt(mean(x^2) + eps) * (weight + weight_offset)
+    // y = x / sqrt(mean(x^2) + eps) * (weight + weight_offset); y may be x
     void (*rms_norm)(const float* x, const float* weight, float weight_offset, float eps, int64_t n, float* y);
-    // y = (x - mean) / sqrt(var + eps) * weight + bias; weight and bias may be null
-    void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int64_t n, float* y);
-    void (*add)(float* y, const float* x, float scale, int64_t n);             // y += scale * x
-    void (*softmax)(float* x, int64_t n);                                      // in place, max subtracted
-    void (*to_fp16)(const float* x, uint16_t* y, int64_t n);                   // round to nearest even
-    void (*to_bf16)(const float* x, uint16_t* y, int64_t n);
-    // activation(gate) * up, or activation(gate) when up is null; in: gate, out: y (may alias gate)
-    void (*activate)(int activation, const float* gate, const float* up, int64_t n, float* y);
-    // scores[t] = dot(q, key[t]) for t in [0, count); keys are [count][stride] halves of `dtype` (fp16 or bf16)
-    void (*attention_scores)(const float* q, const uint16_t* keys, DType dtype, int64_t stride, int64_t count, int64_t dim,
-                             float* scores);
-    // out[d] += sum_t weights[t] * value[t][d]
-    void (*attention_values)(const float* weights, const uint16_t* values, DType dtype, int64_t stride, int64_t count,
-                             int64_t dim, float* out);
+    // y = (x - mean) / sqrt(var + eps) * (weight + weight_offset) + bias; weight and bias may be null (then 1 and 0); y may be x
+    void (*layer_norm)(const float* x, const float* weight, const float* bias, float weight_offset, float eps, int64_t n,
+                       float* y);
+    void (*add)(float* y, const float* x, float scale, int64_t n);  // y += scale * x
+    float (*max)(const float* x, int64_t n);                        // largest element, NaN elements may be passed over
+    float (*exp_sum)(float* x, float shift, int64_t n);             // x = e^(x - shift), returns the sum of the results
+    void (*to_fp16)(const float* x, uint16_t* y, int64_t n);        // round to nearest even, overflow to infinity
+    void (*to_bf16)(const float* x, uint16_t* y, int64_t n);        // round to nearest even
+    void (*activate)(Activation f, const float* x, int64_t n, float* y);  // y = f(x); y may be x
+    // y[i] = f(gate[i]) * up[i], i < n; gate_up holds 16 of gate, 16 of up, 16 of gate, ... (whole panels, see _spec.py)
+    void (*activate_gated)(Activation f, const float* gate_up, int64_t n, float* y);
+    // scores[r * score_stride + t] = dot(q[r * dim ...], key t), r < rows, t < count <= kKvBlock; keys [count][stride] of dtype
+    void (*attention_scores)(const float* q, int64_t rows, const void* keys, DType dtype, int64_t stride, int64_t count,
+                             int64_t dim, float* scores, int64_t score_stride);
+    // out[r * dim + d] += sum over t of weights[r * weight_stride + t] * value t [d]; values [count][stride] of dtype
+    void (*attention_values)(const float* weights, int64_t weight_stride, int64_t rows, const void* values, DType dtype,
+                             int64_t stride, int64_t count, int64_t dim, float* out);
 };
 
 struct KernelTable {

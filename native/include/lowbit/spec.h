@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "lowbit/activation.h"
+
 namespace lowbit {
 
 enum class NormKind : uint8_t { rms = 0, layer = 1 };
@@ -13,7 +15,6 @@ enum class NormPlace : uint8_t { pre = 0, post = 1, sandwich = 2 };
 // Residual wiring: sequential (attention, then MLP), parallel with one shared norm (GPT-J, Falcon-7B, Cohere), parallel with
 // one norm each (GPT-NeoX, Falcon-40B).
 enum class Residual : uint8_t { sequential = 0, parallel_shared = 1, parallel_separate = 2 };
-enum class Activation : uint8_t { silu = 0, gelu = 1, gelu_tanh = 2, relu = 3, quick_gelu = 4 };
 enum class RopeKind : uint8_t { half = 0, interleaved = 1 };  // pairs (i, i + dim/2), or (2i, 2i + 1)
 
 struct Rope {
@@ -34,7 +35,8 @@ struct ModelSpec {
     float norm_eps = 1e-5f;
     float norm_weight_offset = 0.0f;     // Gemma: 1
     bool final_norm = true;
-    NormKind qk_norm = NormKind::rms;    // kind of the per-head norms of q and k where their weights exist
+    NormKind qk_norm = NormKind::rms;    // kind of the norms of q and k where their weights exist
+    bool qk_norm_whole = false;          // over all heads at once (MPT) instead of per head
     Residual residual = Residual::sequential;
     float residual_scale = 1.0f;
 
@@ -47,6 +49,7 @@ struct ModelSpec {
     float attention_scale = 0.0f;
     float attention_softcap = 0.0f;      // 0 = none
     std::vector<float> layer_attention_scale;  // [layers] factor on attention_scale, or empty
+    int64_t attention_logn_from = 0;     // n > 0: q of position p is multiplied by max(1, log(p + 1) / log(n)) (Qwen 1)
     std::vector<int64_t> layer_window;   // [layers], 0 = full attention, else how many latest positions are seen
     float clip_qkv = 0.0f;               // MPT; 0 = none
 

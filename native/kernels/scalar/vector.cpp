@@ -1,9 +1,152 @@
+// The specification of the element-wise and attention kernels: what the other tiers are tested against.
+#include <math.h>
+
 #include "lowbit/kernels.h"
 
 namespace lowbit::scalar {
+namespace {
+
+float from_bits(uint32_t u) {
+    float f;
+    __builtin_memcpy(&f, &u, 4);
+    return f;
+}
+uint32_t to_bits(float f) {
+    uint32_t u;
+    __builtin_memcpy(&u, &f, 4);
+    return u;
+}
+
+float fp16_to_float(uint16_t h) {
+    const uint32_t sign = (h & 0x8000u) << 16, exponent = (h >> 10) & 31, mantissa = h & 0x3ffu;
+    if (exponent == 31) return from_bits(sign | 0x7f800000u | (mantissa << 13));
+    if (exponent == 0) {
+        const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;  // zero and subnormals
+        return sign ? -magnitude : magnitude;
+    }
+    return from_bits(sign | ((exponent + 112) << 23) | (mantissa << 13));
+}
+
+uint16_t float_to_fp16(float f) {
+    const uint32_t u = to_bits(f), sign = (u >> 16) & 0x8000u, magnitude = u & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u | ((u >> 13) & 0x1ffu));  // NaN stays quiet NaN
+    if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);                       // rounds to 65536 or more
+    if (magnitude < 0x38800000u)  // below 2^-14: subnormal; adding 0.5 puts its last place at 2^-24 and rounds to even
+        return static_cast<uint16_t>(sign | (to_bits(from_bits(magnitude) + 0.5f) - 0x3f000000u));
+    return static_cast<uint16_t>(sign | ((magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1)) >> 13));
+}
+
+float bf16_to_float(uint16_t h) { return from_bits(static_cast<uint32_t>(h) << 16); }
+
+uint16_t float_to_bf16(float f) {
+    const uint32_t u = to_bits(f);
+    if ((u & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((u >> 16) | 0x40u);
+    return static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1)) >> 16);
+}
+
+float load(const void* data, DType dtype, int64_t i) {
+    if (dtype == DType::fp16) return fp16_to_float(static_cast<const uint16_t*>(data)[i]);
+    if (dtype == DType::bf16) return bf16_to_float(static_cast<const uint16_t*>(data)[i]);
+    return static_cast<const float*>(data)[i];
+}
+
+void rms_norm(const float* x, const float* weight, float weight_offset, float eps, int64_t n, float* y) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += static_cast<double>(x[i]) * x[i];
+    const float scale = 1.0f / sqrtf(static_cast<float>(sum / n) + eps);
+    for (int64_t i = 0; i < n; i++) y[i] = x[i] * scale * (weight[i] + weight_offset);
+}
+
+void layer_norm(const float* x, const float* weight, const float* bias, float weight_offset, float eps, int64_t n, float* y) {
+    double sum = 0, squares = 0;
+    for (int64_t i = 0; i < n; i++) sum += x[i];
+    const float mean = static_cast<float>(sum / n);
+    for (int64_t i = 0; i < n; i++) squares += static_cast<double>(x[i] - mean) * (x[i] - mean);
+    const float scale = 1.0f / sqrtf(static_cast<float>(squares / n) + eps);
+    for (int64_t i = 0; i < n; i++)
+        y[i] = (x[i] - mean) * scale * (weight ? weight[i] + weight_offset : 1.0f) + (bias ? bias[i] : 0.0f);
+}
+
+void add(float* y, const float* x, float scale, int64_t n) {
+    for (int64_t i = 0; i < n; i++) y[i] += scale * x[i];
+}
+
+float max(const float* x, int64_t n) {
+    float largest = x[0];
+    for (int64_t i = 1; i < n; i++) largest = x[i] > largest ? x[i] : largest;
+    return largest;
+}
+
+float exp_sum(float* x, float shift, int64_t n) {
+    float sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += x[i] = expf(x[i] - shift);
+    return sum;
+}
+
+void to_fp16(const float* x, uint16_t* y, int64_t n) {
+    for (int64_t i = 0; i < n; i++) y[i] = float_to_fp16(x[i]);
+}
+
+void to_bf16(const float* x, uint16_t* y, int64_t n) {
+    for (int64_t i = 0; i < n; i++) y[i] = float_to_bf16(x[i]);
+}
+
+float apply(Activation f, float x) {
+    switch (f) {
+        case Activation::silu: return x / (1.0f + expf(-x));
+        case Activation::gelu: return 0.5f * x * (1.0f + erff(x * 0.70710678f));
+        case Activation::gelu_tanh: return 0.5f * x * (1.0f + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
+        case Activation::relu: return x < 0.0f ? 0.0f : x;
+        case Activation::quick_gelu: return x / (1.0f + expf(-1.702f * x));
+    }
+    return x;
+}
+
+void activate(Activation f, const float* x, int64_t n, float* y) {
+    for (int64_t i = 0; i < n; i++) y[i] = apply(f, x[i]);
+}
+
+void activate_gated(Activation f, const float* gate_up, int64_t n, float* y) {
+    for (int64_t i = 0; i < n; i++) {
+        const float* panels = gate_up + i / kPanelRows * (2 * kPanelRows) + i % kPanelRows;
+        y[i] = apply(f, panels[0]) * panels[kPanelRows];
+    }
+}
+
+void attention_scores(const float* q, int64_t rows, const void* keys, DType dtype, int64_t stride, int64_t count, int64_t dim,
+                      float* scores, int64_t score_stride) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t t = 0; t < count; t++) {
+            float sum = 0;
+            for (int64_t d = 0; d < dim; d++) sum += q[r * dim + d] * load(keys, dtype, t * stride + d);
+            scores[r * score_stride + t] = sum;
+        }
+}
+
+void attention_values(const float* weights, int64_t weight_stride, int64_t rows, const void* values, DType dtype,
+                      int64_t stride, int64_t count, int64_t dim, float* out) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t t = 0; t < count; t++) {
+            const float weight = weights[r * weight_stride + t];
+            for (int64_t d = 0; d < dim; d++) out[r * dim + d] += weight * load(values, dtype, t * stride + d);
+        }
+}
+
+}  // namespace
 
 VectorKernels vector_kernels() {
     VectorKernels k{};
+    k.rms_norm = rms_norm;
+    k.layer_norm = layer_norm;
+    k.add = add;
+    k.max = max;
+    k.exp_sum = exp_sum;
+    k.to_fp16 = to_fp16;
+    k.to_bf16 = to_bf16;
+    k.activate = activate;
+    k.activate_gated = activate_gated;
+    k.attention_scores = attention_scores;
+    k.attention_values = attention_values;
     return k;
 }
 
