@@ -89,6 +89,19 @@ def pool(threads: int | None = None) -> Any:
     return native().ThreadPool(count) if threads is not None else pool(count)
 
 
+# ---- the machine (native/src/bind_runtime.cpp) --------------------------------------------------------------------
+
+
+def cpu_features() -> dict[str, Any]:
+    """Returns what the CPU has and the operating system allows: a flag per feature, "vendor", "brand", "l2_bytes"."""
+    return dict(native().cpu_features())
+
+
+def tiers() -> list[str]:
+    """Returns the names of the tiers this process can run, lowest first."""
+    return list(native().tiers())
+
+
 # ---- packing (native/src/bind_pack.cpp) ---------------------------------------------------------------------------
 
 
