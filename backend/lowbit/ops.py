@@ -8,6 +8,7 @@ then raises an ImportError that says how to build it.
 from __future__ import annotations
 
 import functools
+import logging
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +21,8 @@ except ImportError as error:  # built for another Python, or not built
     _reason: ImportError | None = error
 else:
     _reason = None
+
+logger = logging.getLogger("lowbit")
 
 BF16 = np.dtype([("bf16", "<u2")])  # numpy has no bfloat16; a structured dtype slices, reshapes and concatenates
 

@@ -1,0 +1,233 @@
+"""The formats in numpy: how weights become packed bytes and how bytes become values. The specification.
+
+native/src/pack.cpp and unpack.cpp equal this module bit for bit (tests/native/test_pack.py), and every kernel is held to
+them. Slow and clear on purpose; nothing at run time uses it. All arithmetic is float32, one rounding per operation.
+
+    multiplier  smallest power of two >= abs_max / T, with T the largest value of the codes (half of it for asym formats);
+                scales and minima are stored as fp16(x / multiplier), zero without a sign
+    scale       sym_int3/4/5   m / -2^(b-1), m = the weight of largest magnitude with its sign (GGUF Q4_0, Q5_0), or
+                               amax / (2^(b-1) - 1) with full_range=False (ITREX int4_clip)
+                sym_int8       amax / 127 (GGUF Q8_0)
+                asym           (max - min) / (2^b - 1), and min (GGUF Q4_1, Q5_1)
+                codebooks      amax / T
+    code        of the stored scale s = fp16 * multiplier, so that rounding the scale costs no accuracy:
+                grids          rint(w / s), of asym rint((w - min) / s), clamped, plus the offset; ties to even
+                nf3, nf4       number of midpoints between codebook values below w / s
+                fp4, fp6, fp8  nearest small float to w / s, ties to even mantissa, saturating, zero without a sign
+                scale 0        every code is the one that decodes to 0
+    value       (code - offset) * s [+ min], or codebook[code] * s
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from lowbit import ops
+from lowbit.formats import CODEBOOK, FLOAT, Format
+from lowbit.packed import ATOM_K, LINE, PANEL_ROWS, Layout, layout_of
+
+F32 = np.float32
+_PLANES = {8: (8,), 6: (4, 2), 5: (4, 1), 4: (4,), 3: (2, 1)}  # bits of each plane, low bits of the code first
+
+
+def top_value(format: Format) -> float:
+    """Returns T, the largest value of the codes of a scaled format."""
+    if format.codes == CODEBOOK:
+        return max(v for v in format.codebook if math.isfinite(v))
+    if format.has_min:
+        return float(2**format.bits - 1)
+    return 127.0 if format.name == "sym_int8" else float(format.offset)
+
+
+def zero_code(format: Format) -> int:
+    """Returns the code that decodes to 0 when the scale and the minimum are 0 or the format is symmetric."""
+    return format.codebook.index(0.0) if format.codes == CODEBOOK else format.offset
+
+
+def scale_multiplier(format: Format, abs_max: float) -> float:
+    """Returns the power of two that all scales of a tensor are divided by; 1 for zeros and float formats."""
+    if format.codes == FLOAT or abs_max == 0:
+        return 1.0
+    largest = F32(abs_max) / F32(top_value(format) / (2 if format.has_min else 1))
+    mantissa, exponent = math.frexp(float(largest))
+    return math.ldexp(1.0, max(-126, exponent - (mantissa == 0.5))) if largest else 2.0**-126
+
+
+def _stored(x: np.ndarray) -> np.ndarray:
+    half = x.astype(np.float16)
+    return np.where(half == 0, np.float16(0), half)
+
+
+def choose(
+    weight: np.ndarray, format: Format, group_size: int, multiplier: float, full_range: bool = True
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns (codes, scales, minima) of a finite float32 matrix [rows, k] in a scaled format.
+
+    codes uint8 [rows, k_padded]; scales and minima float16 [rows, groups], divided by the multiplier, minima zero for formats
+    without one. k beyond the matrix is zero and does not influence scales.
+    """
+    layout = layout_of(format, *weight.shape, group_size)
+    rows, k = weight.shape
+    groups = layout.k_padded // layout.group_size if layout.k_padded else 0
+    padded = np.zeros((rows, layout.k_padded), F32)
+    padded[:, :k] = weight
+    w = padded.reshape(rows, groups, layout.group_size)
+
+    real = (np.arange(layout.k_padded) < k).reshape(groups, layout.group_size)
+    empty = ~real.any(axis=1)
+    low = np.where(empty, 0, np.where(real, w, np.inf).min(axis=2, initial=np.inf)).astype(F32) / F32(multiplier)
+    high = np.where(empty, 0, np.where(real, w, -np.inf).max(axis=2, initial=-np.inf)).astype(F32) / F32(multiplier)
+    amax = np.maximum(-low, high)
+
+    symmetric = format.codes != CODEBOOK and not format.has_min
+    minima = np.zeros_like(low, np.float16)
+    first, last = (0, 2**format.bits - 1) if format.has_min else (-format.offset, format.offset - 1)
+    if format.has_min:
+        scales, minima = _stored((high - low) / F32(last)), _stored(low)
+    elif not symmetric:
+        scales = _stored(amax / F32(top_value(format)))
+    elif full_range and format.name != "sym_int8":
+        scales = _stored(np.where(-low > high, low, high) / F32(-format.offset))
+    else:
+        scales, first = _stored(amax / F32(last)), -last
+
+    s = (scales.astype(F32) * F32(multiplier))[:, :, None]
+    base = (minima.astype(F32) * F32(multiplier))[:, :, None]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        q = ((w - base) if format.has_min else w) / s
+    q = np.where(s == 0, F32(0), q)
+    if format.minifloat:
+        codes = _nearest_minifloat(format, q)
+    elif format.codes == CODEBOOK:
+        values = np.array(format.codebook, F32)
+        codes = np.searchsorted((values[:-1] + values[1:]) * F32(0.5), q, side="left")
+    else:
+        codes = np.rint(np.clip(q, first, last)).astype(np.int32) + format.offset
+    codes = np.where(s == 0, zero_code(format), codes)
+    return codes.astype(np.uint8).reshape(rows, layout.k_padded), scales, minima
+
+
+def _nearest_minifloat(format: Format, q: np.ndarray) -> np.ndarray:
+    small = format.minifloat
+    assert small is not None
+    magnitudes = np.array(format.codebook[: small.max_code + 1], F32)
+    middle = (magnitudes[:-1] + magnitudes[1:]) * F32(0.5)  # exact: few mantissa bits
+    a = np.abs(q)
+    code = np.searchsorted(middle, a, side="left")  # ties fall to the lower code ...
+    tie = (code < len(middle)) & (a == middle[np.minimum(code, len(middle) - 1)])
+    code = code + (tie & (code % 2 == 1))  # ... unless the upper one is even
+    return code | np.where((q < 0) & (code > 0), 1 << (format.bits - 1), 0)
+
+
+def pack(format: Format, layout: Layout, codes: np.ndarray, scales: np.ndarray, minima: np.ndarray) -> bytes:
+    """Returns the packed bytes of chosen codes, scales and minima (shapes as choose returns them)."""
+    rows = layout.panels * PANEL_ROWS
+    full = np.full((rows, layout.k_padded), zero_code(format), np.uint8)
+    full[: len(codes)] = codes
+    tiles, groups = layout.tiles, layout.groups_per_tile
+    # [panel, row in panel, tile, atom in tile, k in atom] -> [panel, tile, atom, row, k]
+    atoms = full.reshape(layout.panels, PANEL_ROWS, tiles, layout.tile_k // ATOM_K if tiles else 0, ATOM_K)
+    parts = [_pack_atoms(format.bits, atoms.transpose(0, 2, 3, 1, 4)).reshape(layout.panels, tiles, -1)]
+    for halves in (scales, minima)[: 2 if format.has_min else 1]:
+        line = np.zeros((layout.panels, tiles, LINE // 2), np.float16)
+        by_row = np.zeros((rows, tiles * groups), np.float16)
+        by_row[: len(halves)] = halves
+        by_group = by_row.reshape(layout.panels, PANEL_ROWS, tiles, groups).transpose(0, 2, 3, 1)
+        line[:, :, : groups * PANEL_ROWS] = by_group.reshape(layout.panels, tiles, -1)
+        parts.append(line.view(np.uint8))
+    return np.concatenate(parts, axis=2).tobytes()
+
+
+def _pack_atoms(bits: int, atoms: np.ndarray) -> np.ndarray:
+    """[..., 16 rows, 32 k] codes -> [..., bytes]: the planes of every atom."""
+    outer = atoms.shape[:-2]
+    words = atoms.reshape(*outer, PANEL_ROWS, 8, 4).swapaxes(-3, -2)  # [..., word j, row r, byte b]: k = 4j + b
+    planes, shift = [], 0
+    for plane in _PLANES[bits]:
+        field = (words >> shift) & ((1 << plane) - 1)
+        if plane == 1:  # mask j, bit 4r + b
+            planes.append(np.packbits(field.reshape(*outer, -1), axis=-1, bitorder="little"))
+        else:  # line j holds words (8/plane) j + i at bit plane * i of every byte
+            per = 8 // plane
+            lines = field.reshape(*outer, 8 // per, per, LINE)
+            merged = np.zeros((*outer, 8 // per, LINE), np.uint8)
+            for i in range(per):
+                merged |= lines[..., i, :] << (plane * i)
+            planes.append(merged.reshape(*outer, -1))
+        shift += plane
+    return np.concatenate(planes, axis=-1)
+
+
+def unpack(format: Format, layout: Layout, data: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns (codes, scales, minima) of packed bytes: the inverse of pack, padded rows included."""
+    panels, tiles, groups, atoms = layout.panels, layout.tiles, layout.groups_per_tile, layout.tile_k // ATOM_K
+    raw = np.frombuffer(data, np.uint8).reshape(panels, tiles, layout.tile_bytes)
+    rest = raw[:, :, : atoms * layout.atom_bytes].reshape(panels, tiles, atoms, layout.atom_bytes)
+    words, shift = np.zeros((panels, tiles, atoms, 8, LINE), np.uint8), 0
+    for plane in _PLANES[format.bits]:
+        size = PANEL_ROWS * ATOM_K * plane // 8
+        part, rest = rest[..., :size], rest[..., size:]
+        if plane == 1:
+            field = np.unpackbits(part, axis=-1, bitorder="little").reshape(words.shape)
+        else:
+            lines = part.reshape(panels, tiles, atoms, plane, 1, LINE)
+            offsets = (plane * np.arange(8 // plane, dtype=np.uint8))[:, None]
+            field = ((lines >> offsets) & ((1 << plane) - 1)).reshape(words.shape)
+        words |= field << shift
+        shift += plane
+    codes = words.reshape(panels, tiles, atoms, 8, PANEL_ROWS, 4).transpose(0, 4, 1, 2, 3, 5)
+    lines = raw[:, :, atoms * layout.atom_bytes :].copy().view(np.float16).reshape(panels, tiles, -1, LINE // 2)
+
+    def halves(i: int) -> np.ndarray:
+        line = lines[:, :, i, : groups * PANEL_ROWS].reshape(panels, tiles, groups, PANEL_ROWS)
+        return line.transpose(0, 3, 1, 2).reshape(panels * PANEL_ROWS, tiles * groups)
+
+    scales = halves(0)
+    return codes.reshape(-1, layout.k_padded), scales, halves(1) if format.has_min else np.zeros_like(scales)
+
+
+def _pack_floats(format: Format, layout: Layout, weight: np.ndarray) -> bytes:
+    """Float formats: an atom of 16 rows x 32 k per tile."""
+    narrow = {"fp32": "<f4", "fp16": "<f2", "bf16": ops.BF16}[format.name]
+    full = np.zeros((layout.panels * PANEL_ROWS, layout.k_padded), narrow)
+    rounded = ops.fp32_to_bf16(weight) if format.name == "bf16" else weight.astype(narrow)
+    full[: weight.shape[0], : weight.shape[1]] = rounded
+    by_k = full.reshape(layout.panels, PANEL_ROWS, layout.k_padded)
+    if format.name == "bf16":  # lane r of line j = k 2j, 2j + 1
+        return by_k.reshape(layout.panels, PANEL_ROWS, -1, 2).swapaxes(1, 2).tobytes()
+    return by_k.swapaxes(1, 2).tobytes()  # 16 rows of each k
+
+
+def quantize(
+    weight: np.ndarray, format: Format, group_size: int, *, multiplier: float | None = None, full_range: bool = True
+) -> tuple[bytes, float]:
+    """Returns (packed bytes, multiplier) of a finite matrix [rows, k] of fp32, fp16 or BF16."""
+    w = ops.to_fp32(weight)
+    layout = layout_of(format, *w.shape, group_size)
+    if format.codes == FLOAT:
+        return _pack_floats(format, layout, w), 1.0
+    if multiplier is None:
+        multiplier = scale_multiplier(format, float(np.abs(w).max(initial=0)))
+    return pack(format, layout, *choose(w, format, group_size, multiplier, full_range)), multiplier
+
+
+def dequantize(
+    data: bytes, format: Format, shape: tuple[int, int], group_size: int, multiplier: float = 1.0
+) -> np.ndarray:
+    """Returns the values of packed bytes as float32 [rows, k]."""
+    rows, k = shape
+    layout = layout_of(format, rows, k, group_size)
+    if format.codes == FLOAT:
+        narrow = {"fp32": "<f4", "fp16": "<f2", "bf16": ops.BF16}[format.name]
+        pair = 2 if format.name == "bf16" else 1
+        raw = np.frombuffer(data, narrow).reshape(layout.panels, -1, PANEL_ROWS, pair).swapaxes(1, 2)
+        return ops.to_fp32(raw.reshape(-1, layout.k_padded)[:rows, :k])
+    codes, scales, minima = unpack(format, layout, data)
+    values = np.array(format.codebook, F32)[codes] if format.codes == CODEBOOK else codes.astype(F32) - F32(format.offset)
+    s = np.repeat(scales.astype(F32) * F32(multiplier), layout.group_size, axis=1)
+    out = values * s
+    if format.has_min:
+        out = out + np.repeat(minima.astype(F32) * F32(multiplier), layout.group_size, axis=1)
+    return out[:rows, :k]
