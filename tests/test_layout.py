@@ -14,7 +14,7 @@ BACKEND = ROOT / "backend" / "lowbit"
 LAYERS = [
     {"formats", "machine", "models._spec"},
     {"ops", "packed", "runtime"},
-    {"models", "sources", "quantize", "checkpoint", "loading", "sampling", "tokenizer"},
+    {"models", "sources", "quantize", "checkpoint", "loading", "sampling", "tokenizer", "perplexity"},
     {"generate"},
     {"text"},
     {"chat", "options"},

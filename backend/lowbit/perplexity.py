@@ -1,0 +1,61 @@
+"""Perplexity: how well a model predicts a text, the measure by which formats are compared.
+
+Owns the sum over sequences; knows neither files nor models: it is given token ids and a function that returns logits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Logits = Callable[[Sequence[int]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """The mean negative log-likelihood (`loss`, nats per predicted token) over `tokens` predictions; `value` = e^loss."""
+
+    loss: float
+    tokens: int
+
+    @property
+    def value(self) -> float:
+        """Returns the perplexity."""
+        return math.exp(self.loss)
+
+
+def windows(ids: Sequence[int], length: int) -> Iterator[Sequence[int]]:
+    """Yields consecutive windows of at most `length` ids of one long stream; each is predicted without the one before."""
+    for start in range(0, len(ids), length):
+        window = ids[start : start + length]
+        if len(window) > 1:
+            yield window
+
+
+def perplexity(logits: Logits, sequences: Iterable[Sequence[int]], max_tokens: int | None = None) -> Perplexity:
+    """Returns the perplexity of `sequences` of token ids, each predicted on its own from its first id on.
+
+    logits: returns float32 [len(ids), vocab] for a sequence of ids. max_tokens: stop after the sequence in which this many
+    predictions are reached. Raises ValueError when there is nothing to predict or a logit is not finite.
+    """
+    total, count = 0.0, 0
+    for ids in sequences:
+        if len(ids) < 2:
+            continue
+        rows = np.asarray(logits(ids), np.float64)[:-1]
+        targets = np.asarray(ids[1:])
+        peak = rows.max(axis=1)
+        normaliser = peak + np.log(np.exp(rows - peak[:, None]).sum(axis=1))
+        losses = normaliser - rows[np.arange(len(targets)), targets]
+        if not np.isfinite(losses).all():
+            raise ValueError("the model returned logits that are not finite; its weights are damaged or overflow")
+        total += float(losses.sum())
+        count += len(targets)
+        if max_tokens is not None and count >= max_tokens:
+            break
+    if count == 0:
+        raise ValueError("nothing to predict: every sequence is shorter than two tokens")
+    return Perplexity(total / count, count)
