@@ -150,3 +150,31 @@ def gather_rows(packed: tuple[Any, ...], ids: np.ndarray) -> np.ndarray:
     out = np.empty((len(ids), packed[2]), np.float32)
     native().gather_rows(*packed, np.ascontiguousarray(ids, np.int32), out)
     return out
+
+
+# ---- linear products (native/src/bind_linear.cpp) -----------------------------------------------------------------
+
+TIERS = ("scalar", "avx2", "avx512", "amx")
+COMPUTE = ("int8", "fp32")
+
+
+def has_int8_compute(format_id: int) -> bool:
+    """Returns True if products with this format can run on int8 activations; the others always run in fp32."""
+    return native().has_int8_compute(format_id)
+
+
+def linear(
+    packed: tuple[Any, ...], x: np.ndarray, *, tier: str, compute: str, pool: Any, bias: np.ndarray | None = None
+) -> np.ndarray:
+    """Returns x W^T (+ bias), float32 [m, rows], for a packed tensor (PackedTensor.native()) and x [m, k].
+
+    Raises ValueError for a tier this machine lacks and for shapes that do not fit.
+    """
+    x = np.ascontiguousarray(x, np.float32)
+    bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
+    return native().linear(pool, TIERS.index(tier), COMPUTE.index(compute), *packed, x, bias)
+
+
+def quantize_rows(x: np.ndarray, k_padded: int, *, tier: str, pool: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns activations as int8 compute sees them: codes int8 [m, k_padded], scales fp32 and code sums int32 per 32."""
+    return native().quantize_rows(pool, TIERS.index(tier), np.ascontiguousarray(x, np.float32), k_padded)

@@ -1,3 +1,114 @@
-#include "bind.h"
+// Linear products on plain arrays, for tests, benchmarks and callers outside the decoder.
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <stdexcept>
 
-void bind_linear(nb::module_&) {}
+#include <nanobind/stl/optional.h>
+
+#include "bind.h"
+#include "lowbit/linear.h"
+
+using namespace lowbit;
+using FloatRow = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+namespace {
+
+struct Free {
+    void operator()(void* p) const { std::free(p); }
+};
+
+// 64-byte aligned and zeroed.
+template <class T>
+std::unique_ptr<T[], Free> aligned(size_t count) {
+    const size_t bytes = (count * sizeof(T) + kLine) / kLine * kLine;
+    void* p = std::aligned_alloc(kLine, bytes);
+    if (!p) throw std::bad_alloc();
+    std::memset(p, 0, bytes);
+    return std::unique_ptr<T[], Free>(static_cast<T*>(p));
+}
+
+const KernelTable& table_of(int tier) {
+    if (tier < 0 || tier > static_cast<int>(Tier::amx) || !tier_available(static_cast<Tier>(tier)))
+        throw std::invalid_argument("tier " + std::to_string(tier) + " is not available on this machine");
+    return kernel_table(static_cast<Tier>(tier));
+}
+
+Compute compute_of(int compute) {
+    if (compute != 0 && compute != 1) throw std::invalid_argument("compute must be 0 (int8) or 1 (fp32)");
+    return static_cast<Compute>(compute);
+}
+
+// A numpy array [rows, cols] that owns `data`.
+template <class T>
+nb::ndarray<nb::numpy, T> owned(T* data, std::initializer_list<size_t> shape) {
+    nb::capsule owner(data, [](void* p) noexcept { std::free(p); });
+    return nb::ndarray<nb::numpy, T>(data, shape, owner);
+}
+
+nb::ndarray<nb::numpy, float> bound_linear(ThreadPool& pool, int tier, int compute, int format, int64_t rows, int64_t k,
+                                           int group_size, float multiplier, const Bytes& bytes, const Floats& x,
+                                           std::optional<FloatRow> bias) {
+    const PackedView w = packed_view(format, rows, k, group_size, multiplier, bytes);
+    const KernelTable& kernels = table_of(tier);
+    const Compute type = compute_of(compute);
+    const int64_t m = static_cast<int64_t>(x.shape(0)), padded = w.layout.k_padded;
+    if (static_cast<int64_t>(x.shape(1)) != k)
+        throw std::invalid_argument("x has " + std::to_string(x.shape(1)) + " columns, the weight has k = " + std::to_string(k));
+    if (bias && static_cast<int64_t>(bias->shape(0)) != rows)
+        throw std::invalid_argument("bias has " + std::to_string(bias->shape(0)) + " elements, the weight has " +
+                                    std::to_string(rows) + " rows");
+    const int64_t columns = w.layout.panels * kPanelRows;
+    auto result = aligned<float>(static_cast<size_t>(m * rows));
+    const float* bias_data = bias ? bias->data() : nullptr;
+    {
+        nb::gil_scoped_release release;
+        auto input_rows = aligned<float>(static_cast<size_t>(m * padded));
+        auto scratch = aligned<uint8_t>(linear_input_bytes(m, padded));
+        auto y = aligned<float>(static_cast<size_t>(m * columns));
+        for (int64_t i = 0; i < m; i++) std::memcpy(&input_rows[i * padded], x.data() + i * k, k * sizeof(float));
+        LinearInput input = linear_input(input_rows.get(), padded, m, k, padded, type, scratch.get());
+        pool.run([&](Team& team) {
+            prepare_input(team, kernels, input);
+            team.barrier();
+            linear(team, kernels, w, bias_data, input, y.get(), columns);
+        });
+        for (int64_t i = 0; i < m; i++) std::memcpy(&result[i * rows], &y[i * columns], rows * sizeof(float));
+    }
+    return owned(result.release(), {static_cast<size_t>(m), static_cast<size_t>(rows)});
+}
+
+nb::tuple bound_quantize_rows(ThreadPool& pool, int tier, const Floats& x, int64_t k_padded) {
+    const int64_t m = static_cast<int64_t>(x.shape(0)), k = static_cast<int64_t>(x.shape(1));
+    if (k_padded < k || k_padded % kAtomK) throw std::invalid_argument("k_padded must be a multiple of 32, at least k");
+    const KernelTable& kernels = table_of(tier);
+    const int64_t blocks = k_padded / kAtomK;
+    auto codes = aligned<int8_t>(static_cast<size_t>(m * k_padded));
+    auto scales = aligned<float>(static_cast<size_t>(m * blocks));
+    auto sums = aligned<int32_t>(static_cast<size_t>(m * blocks));
+    {
+        nb::gil_scoped_release release;
+        LinearInput input;
+        input.rows = {x.data(), k, m};
+        input.quantized = {codes.get(), scales.get(), sums.get(), k_padded, m};
+        input.k = k;
+        pool.run([&](Team& team) { prepare_input(team, kernels, input); });
+    }
+    const size_t rows = static_cast<size_t>(m), columns = static_cast<size_t>(blocks);
+    return nb::make_tuple(owned(codes.release(), {rows, static_cast<size_t>(k_padded)}), owned(scales.release(), {rows, columns}),
+                          owned(sums.release(), {rows, columns}));
+}
+
+}  // namespace
+
+void bind_linear(nb::module_& m) {
+    m.def("linear", &bound_linear, nb::arg("pool"), nb::arg("tier"), nb::arg("compute"), nb::arg("format"), nb::arg("rows"),
+          nb::arg("k"), nb::arg("group_size"), nb::arg("multiplier"), nb::arg("data"), nb::arg("x"),
+          nb::arg("bias").none() = nb::none(), "x W^T (+ bias) as fp32 [m, rows]; compute 0 = int8, 1 = fp32.");
+    m.def("quantize_rows", &bound_quantize_rows, nb::arg("pool"), nb::arg("tier"), nb::arg("x"), nb::arg("k_padded"),
+          "Activations as int8 codes [m, k_padded], scales and code sums [m, k_padded / 32].");
+    m.def("has_int8_compute", [](int format) {
+        const Format* f = find_format(format);
+        return f && has_int8_compute(*f);
+    });
+}
