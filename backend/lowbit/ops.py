@@ -178,3 +178,37 @@ def linear(
 def quantize_rows(x: np.ndarray, k_padded: int, *, tier: str, pool: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns activations as int8 compute sees them: codes int8 [m, k_padded], scales fp32 and code sums int32 per 32."""
     return native().quantize_rows(pool, TIERS.index(tier), np.ascontiguousarray(x, np.float32), k_padded)
+
+
+# ---- the decoder (native/src/bind_decoder.cpp) --------------------------------------------------------------------
+
+
+def decoder(spec: dict[str, Any], tensors: dict[str, Any], compute: str = "int8", tier: str | None = None) -> Any:
+    """Returns a native decoder over shared, immutable weights.
+
+    spec is ModelSpec.to_dict(); tensors are PackedTensor and float vectors by canonical name, viewed, not copied; tier None
+    is the highest this CPU runs. Raises ValueError naming the tensor that is missing or has another shape than the spec's.
+    The result's profile(True) starts timing, phase_seconds() returns seconds by phase since then.
+    """
+    packed = {name: t.native() for name, t in tensors.items() if not isinstance(t, np.ndarray)}
+    vectors = {name: np.ascontiguousarray(to_fp32(t)) for name, t in tensors.items() if isinstance(t, np.ndarray)}
+    return native().Decoder(spec, packed, vectors, compute, tier or tiers()[-1])
+
+
+def kv_cache(layers: int, kv_heads: int, head_dim: int, capacity: int, dtype: str = "fp16") -> Any:
+    """Returns an empty session for `capacity` positions, dtype "fp16", "bf16" or "fp32".
+
+    The memory is reserved at once and used as the session grows. It has length, capacity, bytes_reserved and
+    truncate(length), which keeps the first positions. Raises MemoryError when not even the address space is there.
+    """
+    return native().KvCache(layers, kv_heads, head_dim, capacity, dtype)
+
+
+def forward(decoder: Any, parts: list[tuple[Any, np.ndarray, bool]], pool: Any) -> np.ndarray:
+    """Returns logits float32 [n, vocab] after appending each part's tokens to its session.
+
+    A part is (session, int32 token ids, all_logits): its rows are those of all tokens or of the last one, in the order of
+    the parts. Raises ValueError, with every session unchanged, for a token id out of range, a session without room, a
+    session given twice or made for another model. Safe from any thread; the interpreter lock is released.
+    """
+    return decoder.forward(pool, parts)
