@@ -146,13 +146,13 @@ template <int N>
 void encode_sorted(const Codebook<N>& book, const Scale& s, const float* x, int64_t n, uint8_t* codes) {
     float middle[N - 1];
     for (int c = 0; c + 1 < N; c++) middle[c] = (book.value[c] + book.value[c + 1]) * 0.5f;
-    for (int64_t i = 0; i < n; i += kLanes) {
-        float q[kLanes];
-        int32_t code[kLanes] = {};
-        for (int l = 0; l < kLanes; l++) q[l] = x[i + l] / s.scale;
-        for (int c = 0; c + 1 < N; c++)
-            for (int l = 0; l < kLanes; l++) code[l] += q[l] > middle[c];
-        for (int l = 0; l < kLanes; l++) codes[i + l] = static_cast<uint8_t>(code[l]);
+    const float scale = s.scale;
+    for (int64_t i = 0; i < n; i++) {
+        const float q = x[i] / scale;
+        int32_t code = 0;
+#pragma GCC unroll 16
+        for (int c = 0; c + 1 < N; c++) code += q > middle[c] ? 1 : 0;
+        codes[i] = static_cast<uint8_t>(code);
     }
 }
 
