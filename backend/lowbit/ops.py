@@ -1,8 +1,8 @@
 """The only importer of the native extension: thin Python functions over lowbit._native, and the bf16 dtype.
 
-Owns the crossing from numpy to C++ (dtypes, contiguity, output arrays). Knows no files, models or text. Public functions are
-Python functions, because nanobind functions do not pickle. Importing this module works without the extension; calling it
-then raises an ImportError that says how to build it.
+Owns the crossing from numpy to C++ (dtypes, contiguity, output arrays). Knows no files, models or text. Public
+functions are Python functions, because nanobind functions do not pickle. Importing this module works without the
+extension; calling it then raises an ImportError that says how to build it.
 """
 
 from __future__ import annotations
@@ -79,13 +79,12 @@ def float_matrix(array: np.ndarray) -> np.ndarray:
         array = array.astype(np.float32)
     elif array.dtype not in (np.float32, np.float16):
         raise TypeError(f"expected a float32, float16 or bf16 (ops.BF16) matrix, got {array.dtype}")
-    item = array.dtype.itemsize
-    if array.size and array.shape[1] > 1 and (array.strides[1] != item or array.strides[0] < 0 or array.strides[0] % item):
-        array = np.ascontiguousarray(array)
-    return array
+    row, element = array.strides
+    straight = row >= 0 and row % array.dtype.itemsize == 0 and (element == array.dtype.itemsize or array.shape[1] < 2)
+    return array if straight or not array.size else np.ascontiguousarray(array)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def pool(threads: int | None = None) -> Any:
     """Returns the shared thread pool with this many threads (None: all CPUs this process may use)."""
     count = native().allowed_cpus() if threads is None else threads
@@ -146,7 +145,7 @@ def dequantize(packed: tuple[Any, ...], first_row: int, out: np.ndarray, pool: A
 
 
 def gather_rows(packed: tuple[Any, ...], ids: np.ndarray) -> np.ndarray:
-    """Returns the rows `ids` (int32 [n]) of a packed tensor as float32 [n, k]; IndexError when an id is out of range."""
+    """Returns rows `ids` (int32 [n]) of a packed tensor as float32 [n, k]; IndexError when an id is out of range."""
     out = np.empty((len(ids), packed[2]), np.float32)
     native().gather_rows(*packed, np.ascontiguousarray(ids, np.int32), out)
     return out
@@ -176,7 +175,7 @@ def linear(
 
 
 def quantize_rows(x: np.ndarray, k_padded: int, *, tier: str, pool: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns activations as int8 compute sees them: codes int8 [m, k_padded], scales fp32 and code sums int32 per 32."""
+    """Returns activations as int8 compute sees them: codes int8 [m, k_padded], scales fp32, code sums int32 per 32."""
     return native().quantize_rows(pool, TIERS.index(tier), np.ascontiguousarray(x, np.float32), k_padded)
 
 

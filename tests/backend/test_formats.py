@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
@@ -42,8 +43,10 @@ def test_small_floats_by_the_standards():
     fp6, e4m3, e5m2 = (FORMATS[n].codebook for n in ("fp6", "fp8_e4m3", "fp8_e5m2"))
     assert (fp6[1], fp6[4], fp6[31], fp6[32 + 31]) == (0.0625, 0.25, 28.0, -28.0)
     assert (e4m3[1], e4m3[0x08], e4m3[0x7E]) == (2.0**-9, 2.0**-6, 448.0)
-    assert math.isnan(e4m3[0x7F]) and math.isnan(e4m3[0xFF])
-    halves = (np.arange(256, dtype=np.uint16) << 8).view(np.float16).astype(np.float64)  # e5m2 is the upper byte of fp16
+    assert math.isnan(e4m3[0x7F])
+    assert math.isnan(e4m3[0xFF])
+    # e5m2 is the upper byte of fp16
+    halves = (np.arange(256, dtype=np.uint16) << 8).view(np.float16).astype(np.float64)
     assert np.array_equal(e5m2, halves, equal_nan=True)
 
 
@@ -113,7 +116,7 @@ def test_upstream_names_without_a_format_are_refused_by_name(name, nearest):
 def test_unknown_names_get_the_nearest_and_the_list():
     with pytest.raises(ValueError, match=r"unknown format 'sym_in4'\. Did you mean 'sym_int4'.*fp8_e5m2"):
         resolve("sym_in4")
-    with pytest.raises(ValueError, match="The formats are sym_int3, .*fp32"):
+    with pytest.raises(ValueError, match=r"The formats are sym_int3, .*fp32"):
         resolve("quux")
     with pytest.raises(TypeError, match="not int"):
         resolve(4)
@@ -149,5 +152,6 @@ def test_int8_compute_is_five_bits_or_int8():
 
 
 def test_the_table_needs_the_standard_library_only():
-    code = f"import sys; sys.path.insert(0, {str(formats.__file__).rsplit('/', 1)[0]!r}); import formats; print('numpy' in sys.modules)"
+    folder = str(Path(formats.__file__).parent)
+    code = f"import sys; sys.path.insert(0, {folder!r}); import formats; print('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -1,9 +1,7 @@
 """Packing: native equals the numpy specification byte for byte, back and forth, whole and in chunks."""
 
 import itertools
-import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+import golden_bytes as golden
 from lowbit import formats, ops, packed, reference
 from lowbit.formats import FORMATS, Choice
 from lowbit.packed import PackedTensor, layout_of
 from lowbit.quantize import quantize, quantize_rows
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "golden"))
-import write as golden  # noqa: E402
 
 ROWS = (1, 15, 16, 17, 33)
 KS = (1, 31, 32, 33, 64, 96, 130, 172, 512)
@@ -274,7 +270,7 @@ def test_nan_beats_infinity():
 
 
 def test_weights_too_large_for_a_format_name_a_wider_one():
-    with pytest.raises(ValueError, match=r"head holds 70000, beyond the largest fp16 number \(65504\); store it as bf16"):
+    with pytest.raises(ValueError, match=r"head holds 70000, beyond the largest fp16.*\(65504\); store it as bf16"):
         quantize(np.full((2, 3), 70000, np.float32), "fp16", name="head")
     assert quantize(np.full((2, 3), 65504, np.float32), "fp16").dequantize()[0, 0] == 65504
     with pytest.raises(ValueError, match="store it as fp32"):
@@ -326,9 +322,9 @@ def test_the_extension_checks_what_it_is_given():
     ):
         with pytest.raises(ValueError, match=message):
             ops.dequantize(wrong, 0, out, ops.pool())
-    with pytest.raises(ValueError, match="takes .* bytes, got 64"):
+    with pytest.raises(ValueError, match=r"takes .* bytes, got 64"):
         ops.quantize(out, id, group, 1.0, True, packed.empty(64), ops.pool())
-    with pytest.raises(ValueError, match="takes .* bytes"):
+    with pytest.raises(ValueError, match=r"takes .* bytes"):
         PackedTensor(FORMATS["nf4"], 64, (16, 128), 1.0, data)
 
 

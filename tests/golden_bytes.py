@@ -1,7 +1,8 @@
 """The golden bytes: one tiny tensor per format, packed by the numpy specification, one cache line per text line.
 
-A changed file here is a changed layout or a changed rounding: old low-bit folders stop meaning what they meant. Run this file
-to write them anew, and raise the layout version of the checkpoint when bytes of existing formats move.
+A changed file in tests/golden/ is a changed layout or a changed rounding: old low-bit folders stop meaning what they
+meant. Run this file to write them anew, and raise the layout version of the checkpoint when bytes of existing formats
+move.
 """
 
 from pathlib import Path
@@ -12,7 +13,7 @@ from lowbit import reference
 from lowbit.formats import FORMATS, Format
 from lowbit.packed import LINE
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent / "golden"
 GROUP = 32
 
 
