@@ -64,8 +64,8 @@ def layout_of(format: Format, rows: int, k: int, group_size: int) -> Layout:
 def empty(size: int) -> np.ndarray:
     """Returns uninitialised bytes, uint8 [size], on a 64-byte boundary; from one huge page on, on a huge-page boundary.
 
-    Large ones are anonymous memory advised MADV_HUGEPAGE: kernels read it 1.3 to 1.8 times faster than 4 KiB pages (the
-    measurements are in docs/formats.md), and nothing is touched before somebody writes it.
+    Large ones are anonymous memory advised MADV_HUGEPAGE, so that kernels stream it with few page walks; nothing is
+    touched before somebody writes it.
     """
     if size < HUGE_PAGE:
         block = np.empty(size + LINE, np.uint8)

@@ -300,8 +300,9 @@ float scale_multiplier(const Format& f, float abs_max) {
 void quantize(ThreadPool& pool, const FloatView& w, const Format& f, int group_size, float multiplier, bool full_range,
               uint8_t* out) {
     const Layout l = layout_of(f, w.rows, w.cols, group_size);
+    if (l.bytes == 0) return;  // no rows or no columns; per row, the latter have no group to divide by
     const bool scaled = f.codes != Codes::kFloat;
-    const size_t halves = scaled && l.k_padded ? l.k_padded / l.group_size * kPanelRows : 0;
+    const size_t halves = scaled ? l.k_padded / l.group_size * kPanelRows : 0;
     std::vector<Scratch> scratch(pool.size());
     for (Scratch& t : scratch) {
         t.row.assign(l.k_padded, 0.0f);  // stays zero from w.cols on

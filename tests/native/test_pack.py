@@ -225,6 +225,15 @@ def test_chunks_equal_the_whole_and_threads_do_not_matter(format):
     assert calls == [(0, 75)]  # it fits in one chunk: read once
 
 
+@pytest.mark.parametrize("format", ALL, ids=by_name)
+@pytest.mark.parametrize("shape", [(5, 0), (0, 64), (0, 0)])
+def test_empty_matrices(format, shape):
+    for group_size in (32, 0):
+        tensor = quantize(np.zeros(shape, np.float32), format, group_size)
+        assert tensor.data.size == 0
+        assert tensor.dequantize().shape == shape
+
+
 def test_sources_may_be_strided_or_float64():
     weight = normal(20, 200)
     for strided in (weight[::2], weight[:, 3:150], weight[:, ::2], weight.T, weight[::-1]):
