@@ -14,8 +14,9 @@ BACKEND = ROOT / "backend" / "lowbit"
 LAYERS = [
     {"formats", "machine", "models._spec"},
     {"ops", "packed", "runtime", "reference"},
-    {"models", "sources", "quantize", "checkpoint", "loading", "sampling", "tokenizer", "perplexity"},
-    {"generate"},
+    {"models", "sources", "quantize", "checkpoint", "loading", "sampling", "stop", "perplexity"},
+    {"tokenizer", "tokenizer_files", "sentencepiece", "detokenize", "sessions"},
+    {"generate", "engine"},
     {"text"},
     {"chat", "options"},
     {"cli", ""},

@@ -76,3 +76,24 @@ def quantize_rows(
     pool: ThreadPool, tier: int, x: Floats, k_padded: int
 ) -> tuple[NDArray[np.int8], Floats, NDArray[np.int32]]: ...
 def has_int8_compute(format: int) -> bool: ...
+
+# ---- sampling ----
+
+def sample(
+    logits: np.ndarray,
+    *,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    repetition_penalty: float,
+    presence_penalty: float,
+    frequency_penalty: float,
+    top_logprobs: int,
+    prompt: np.ndarray,
+    output: np.ndarray,
+    mask: np.ndarray | None = None,
+    seed: int,
+    position: int,
+) -> tuple[int, float, list[tuple[int, float]]]: ...
+def uniform_draw(seed: int, position: int) -> float: ...

@@ -211,3 +211,40 @@ def forward(decoder: Any, parts: list[tuple[Any, np.ndarray, bool]], pool: Any) 
     session given twice or made for another model. Safe from any thread; the interpreter lock is released.
     """
     return decoder.forward(pool, parts)
+
+
+# ---- sampling (native/src/bind_sampler.cpp) -----------------------------------------------------------------------
+
+
+def sample(
+    logits: np.ndarray,
+    *,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    repetition_penalty: float,
+    presence_penalty: float,
+    frequency_penalty: float,
+    top_logprobs: int,
+    prompt: np.ndarray,
+    output: np.ndarray,
+    mask: np.ndarray | None,
+    seed: int,
+    position: int,
+) -> tuple[int, float, list[tuple[int, float]]]:
+    """Returns (token, logprob, [(id, logprob), ...]) for one row of logits (float32 [vocab], scratch afterwards).
+
+    prompt and output: int32 ids so far. mask: uint32 bit words of the allowed ids, or None. (seed, position) fixes the draw.
+    The meanings are in native/include/lowbit/sampler.h. Raises ValueError when a logit is NaN or +infinity or no token is left.
+    """
+    return native().sample(
+        logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, top_logprobs=top_logprobs, prompt=prompt,
+        output=output, mask=mask, seed=seed, position=position,
+    )  # fmt: skip
+
+
+def uniform_draw(seed: int, position: int) -> float:
+    """Returns the uniform number in [0, 1) that belongs to (seed, position)."""
+    return native().uniform_draw(seed, position)
