@@ -13,11 +13,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
-from tokenizers import Tokenizer as Backend
-
 from lowbit.text import TextModel
 from lowbit.tokenizer import Tokenizer
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer as Backend
 
 BOS, EOS = 256, 257
 VOCAB = 258

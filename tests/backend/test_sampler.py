@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from lowbit import ops
 
 NONE = np.empty(0, np.int32)

@@ -3,9 +3,8 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stop_reference import cut
-
 from lowbit.stop import StopMatcher
+from stop_reference import cut
 
 LETTERS = st.text("ab.*(\\é\n", max_size=30)
 STOPS = st.lists(st.text("ab.*(\\é\n", min_size=1, max_size=5), max_size=4)
