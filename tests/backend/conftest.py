@@ -9,7 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # tiny_hf.py
 
 
-@pytest.fixture()
+@pytest.fixture
 def no_network(monkeypatch):
     """Any attempt to open a connection or look a name up fails the test."""
 

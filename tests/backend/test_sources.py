@@ -1,4 +1,6 @@
-"""Sources: what is read equals what was written, lazily, without the network; damage is refused before data is touched."""
+"""Sources: what is read equals what was written, lazily, without the network; damage is refused before data is
+touched.
+"""
 
 import json
 import re
@@ -6,14 +8,13 @@ import re
 import numpy as np
 import pytest
 import safetensors.numpy
-from tiny_hf import llama_config, llama_tensors, safetensors_bytes, write_llama, write_sharded
-
 from lowbit.ops import BF16
 from lowbit.sources import hub, open_source
 from lowbit.sources._foreign import refuse_foreign
+from tiny_hf import llama_config, llama_tensors, safetensors_bytes, write_llama, write_sharded
 
 
-@pytest.fixture()
+@pytest.fixture
 def tensors():
     return llama_tensors(llama_config())
 
@@ -113,7 +114,8 @@ def test_index_that_contradicts_its_shards(tmp_path, tensors):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": "../../etc/passwd"}}', '{"weight_map": {"a": 1}}']
+    "text",
+    ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": "../../etc/passwd"}}', '{"weight_map": {"a": 1}}'],
 )
 def test_damaged_index(tmp_path, text):
     index = tmp_path / "model.safetensors.index.json"
@@ -162,7 +164,9 @@ def test_a_gguf_file_is_refused_by_name(tmp_path):
 # ---- the hub ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["./model", "/models/x", "~/x", "../x", "a/b/c", "a\\b", "C:\\m", "x.gguf", "with space"])
+@pytest.mark.parametrize(
+    "text", ["./model", "/models/x", "~/x", "../x", "a/b/c", "a\\b", "C:\\m", "x.gguf", "with space"]
+)
 def test_written_like_a_path(text):
     assert hub.is_local(text)
 
@@ -180,7 +184,7 @@ def test_an_existing_folder_is_a_path_even_without_a_slash(tmp_path, monkeypatch
 
 
 def test_absent_path_never_asks_the_hub(no_network):
-    with pytest.raises(FileNotFoundError, match="no folder at .*absent"):
+    with pytest.raises(FileNotFoundError, match=r"no folder at .*absent"):
         hub.locate("./absent/model")
 
 
@@ -202,7 +206,7 @@ class FakeHub:
         return str(self.cache)
 
 
-@pytest.fixture()
+@pytest.fixture
 def fake_hub(tmp_path, monkeypatch):
     import huggingface_hub
 
@@ -218,12 +222,15 @@ def test_weights_come_second_and_bin_never_beside_safetensors(fake_hub, shards):
     for extra in ("pytorch_model.bin", "consolidated.safetensors", "model.onnx", "README.md"):
         (fake_hub.repository / extra).write_bytes(b"")
     options = {"cache_dir": "somewhere", "token": "secret", "local_files_only": False}
-    location = hub.locate("org/name", revision="main", **options)
+    access = hub.Access(**options)
+    location = hub.locate("org/name", "main", access)
     assert not list(location.folder.glob("*.safetensors"))
     assert (location.folder / "tokenizer.json").exists()
-    location = hub.fetch_weights(location, **options)
+    location = hub.fetch_weights(location, access)
     assert len(open_source(location.folder).names) == 21
-    assert not {"pytorch_model.bin", "consolidated.safetensors", "model.onnx"} & {f.name for f in location.folder.iterdir()}
+    assert not {"pytorch_model.bin", "consolidated.safetensors", "model.onnx"} & {
+        f.name for f in location.folder.iterdir()
+    }
     assert location.model_id == "org/name"
     assert location.revision == "f" * 40
     for _, _, passed in fake_hub.calls:
@@ -254,6 +261,7 @@ def _http_error(kind):
 @pytest.mark.parametrize(
     ("kind", "becomes", "said"),
     [
+        ("HfHubHTTPError", ConnectionError, "the hub refused org/name.*from the server"),
         ("RepositoryNotFoundError", ValueError, "no model 'org/name' on the hub.*token"),
         ("GatedRepoError", PermissionError, "licence"),
         ("RevisionNotFoundError", ValueError, "no revision 'v9'"),
@@ -274,7 +282,7 @@ def test_hub_errors_in_plain_words(monkeypatch, kind, becomes, said):
 
 def test_offline_with_an_empty_cache(tmp_path, no_network):
     with pytest.raises(FileNotFoundError, match=r"org/name.*local_files_only.*connect once"):
-        hub.locate("org/name", cache_dir=tmp_path, local_files_only=True)
+        hub.locate("org/name", access=hub.Access(tmp_path, local_files_only=True))
 
 
 def test_offline_from_the_cache(tmp_path, no_network):
@@ -283,7 +291,7 @@ def test_offline_from_the_cache(tmp_path, no_network):
     write_llama(repository / "snapshots" / commit)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
-    options = {"cache_dir": tmp_path, "local_files_only": True}
-    location = hub.fetch_weights(hub.locate("org/name", **options), **options)
+    access = hub.Access(tmp_path, local_files_only=True)
+    location = hub.fetch_weights(hub.locate("org/name", access=access), access)
     assert location.revision == commit
     assert len(open_source(location.folder).names) == 21

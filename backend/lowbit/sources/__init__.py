@@ -1,7 +1,8 @@
 """Where weights come from: one small protocol, one file per kind of file.
 
-Owns the choice of reader for a folder and the refusal, in plain words, of kinds that are not read here. A source maps files
-and reads rows when asked; it never holds a model, never converts a number, and never touches the network (hub.py does).
+Owns the choice of reader for a folder and the refusal, in plain words, of kinds that are not read here. A source maps
+files and reads rows when asked; it never holds a model, never converts a number, and never touches the network (hub.py
+does).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Source(Protocol):
     names: Sequence[str]
 
     def info(self, name: str) -> tuple[np.dtype, tuple[int, ...]]:
-        """Returns dtype and shape. Raises KeyError naming the nearest names, ValueError for a dtype numpy cannot hold."""
+        """Returns dtype and shape. Raises KeyError with the nearest names, ValueError for a dtype that is not read."""
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> np.ndarray:
         """Returns rows [start, stop) of a tensor as a read-only array, which may be a view of the mapped file."""
@@ -42,8 +43,8 @@ class Source(Protocol):
 def open_source(path: str | Path) -> Source:
     """Returns the source for a folder of Hugging Face weights: safetensors if there are any, else `pytorch_model.bin`.
 
-    Raises FileNotFoundError when the folder or its weights are missing (naming what was looked for), ValueError when a file
-    is damaged or of a kind that is not read here.
+    Raises FileNotFoundError when the folder or its weights are missing (naming what was looked for), ValueError when a
+    file is damaged or of a kind that is not read here.
     """
     folder = Path(path).expanduser()
     if not folder.exists():

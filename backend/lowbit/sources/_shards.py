@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Shards:
-    """A source over files that each hold some of the tensors. `weight_map` (tensor -> file name) may be None for one file.
+    """A source over files that each hold some of the tensors; weight_map is tensor -> file name, None for one file.
 
     Raises ValueError when the index and the files contradict each other, or two files hold the same tensor.
     """
@@ -62,7 +62,7 @@ class Shards:
 def find_files(folder: Path, single: str, index: str) -> tuple[list[Path], dict[str, str] | None] | None:
     """Returns (files, tensor -> file name or None) of a folder, or None when it has neither `single` nor `index`.
 
-    Raises FileNotFoundError naming the shards that the index lists and the folder lacks, ValueError for a damaged index.
+    Raises FileNotFoundError naming the listed shards that the folder lacks, ValueError for a damaged index.
     """
     if (folder / single).exists():
         return [folder / single], None
@@ -74,13 +74,14 @@ def find_files(folder: Path, single: str, index: str) -> tuple[list[Path], dict[
     if missing := [name for name in names if not (folder / name).exists()]:
         listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise FileNotFoundError(
-            f"{len(missing)} of the {len(names)} shards listed in {path} are missing: {listed}; download them into {folder}"
+            f"{len(missing)} of the {len(names)} shards listed in {path} are missing: {listed}; "
+            f"download them into {folder}"
         )
     return [folder / name for name in names], weight_map
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Returns tensor -> file name of an index file. Raises ValueError naming it when it is damaged or points elsewhere."""
+    """Returns tensor -> file name of an index file. Raises ValueError when it is damaged or points elsewhere."""
     try:
         weight_map = json.loads(path.read_bytes())["weight_map"]
         if not isinstance(weight_map, dict) or not weight_map:

@@ -1,9 +1,9 @@
 """safetensors: one file, or shards named by `model.safetensors.index.json`.
 
-The file is mapped and read row by row, so a model never has to fit in memory. The header is checked before any tensor is
-touched, because offsets that lie would become reads outside the file: sizes, JSON, dtypes, shapes, offsets inside the file, no
-overlap. The reader is written here rather than taken from the safetensors library because its numpy side has no bf16 and
-no way to give pages back. Format: https://github.com/huggingface/safetensors#format
+The file is mapped and read row by row, so a model never has to fit in memory. The header is checked before any tensor
+is touched, because offsets that lie would become reads outside the file: sizes, JSON, dtypes, shapes, offsets inside
+the file, no overlap. The reader is written here rather than taken from the safetensors library because its numpy side
+has no bf16 and no way to give pages back. Format: https://github.com/huggingface/safetensors#format
 """
 
 from __future__ import annotations
@@ -106,7 +106,9 @@ class SafetensorsFile:
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> np.ndarray:
         dtype, shape = self.info(name)
         entry = self.entries[name]
-        whole = np.frombuffer(self._map, dtype, math.prod(shape), entry.start) if math.prod(shape) else np.empty(0, dtype)
+        whole = (
+            np.frombuffer(self._map, dtype, math.prod(shape), entry.start) if math.prod(shape) else np.empty(0, dtype)
+        )
         whole = whole.reshape(shape)
         return whole if start is None and stop is None else whole[start:stop]
 
@@ -119,6 +121,15 @@ class SafetensorsFile:
         stop = entry.stop // mmap.PAGESIZE * mmap.PAGESIZE
         if stop > start:
             self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)
+
+    def advise(self, advice: int | None) -> None:
+        """Passes an `mmap.MADV_*` hint on for the whole file, where the system knows it."""
+        if advice is not None and hasattr(self._map, "madvise"):
+            self._map.madvise(advice)
+
+    def buffer(self) -> memoryview:
+        """Returns the bytes of the file."""
+        return memoryview(self._map)
 
     def close(self) -> None:
         self.entries = {}

@@ -1,4 +1,5 @@
-"""`pytorch_model.bin`, single or sharded: pickles, read by torch with `weights_only=True` (nothing in them is executed).
+"""`pytorch_model.bin`, single or sharded: pickles, read by torch with `weights_only=True` (nothing in them is
+executed).
 
 Needs the extra `lowbit[torch]`. The storages are mapped where the file allows it (zip files, torch 1.6 and later).
 """
@@ -112,11 +113,13 @@ def _load(path: Path) -> dict:
     except pickle.UnpicklingError as error:
         cause = str(error).splitlines()[0]
         raise ValueError(
-            f"{path} holds more than tensors, or is damaged ({cause}); it was refused because loading it could run code. "
-            "Use a safetensors version of the model"
+            f"{path} holds more than tensors, or is damaged ({cause}); it was refused because loading it could run "
+            "code. Use a safetensors version of the model"
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is not a sound PyTorch file ({str(error).splitlines()[0]}); download it again") from None
+        raise ValueError(
+            f"{path} is not a sound PyTorch file ({str(error).splitlines()[0]}); download it again"
+        ) from None
     if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
         tensors = tensors["state_dict"]
     if not isinstance(tensors, dict):

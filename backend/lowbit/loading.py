@@ -1,0 +1,234 @@
+"""From a name to a model in memory: find it, read its graph, quantise its weights one by one, or map a low-bit folder.
+
+Owns the order of things and the choice of a format for each tensor. What is in memory at any time is the packed model
+so far and the tensor being packed; its pages of the file are given back right after.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from lowbit import checkpoint, models
+from lowbit.checkpoint import CONFIG, GENERATION_CONFIG, LoadedModel, read_json
+from lowbit.formats import FLOAT, Choice, resolve
+from lowbit.models._spec import Family
+from lowbit.ops import BF16, to_fp32
+from lowbit.packed import PackedTensor
+from lowbit.quantize import quantize_rows
+from lowbit.runtime import Resolved, Runtime
+from lowbit.sources import Source, hub, open_source
+from lowbit.sources._foreign import refuse_foreign
+from lowbit.sources.gather import Gathered, gather
+
+__all__ = ["LoadedModel", "load_model"]
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_LOW_BIT = "sym_int4"
+# Embedding and head where the rest is quantised: few of the bytes that a token reads, and the first and last place
+# where rounding shows.
+OUTER_FORMAT = "sym_int8"
+FLOAT_FORMATS = {BF16: "bf16", np.dtype("<f2"): "fp16", np.dtype("<f4"): "fp32"}
+HEAD_MODULE = "lm_head"  # what users call the head, also where it has no tensor of its own because it is tied
+
+
+def load_model(
+    id_or_path: str | os.PathLike,
+    low_bit: str | None = DEFAULT_LOW_BIT,
+    *,
+    group_size: int | None = None,
+    modules_to_not_convert: Sequence[str] | None = None,
+    head_format: str | None = None,
+    embedding_format: str | None = None,
+    runtime: Runtime | Resolved | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    token: str | bool | None = None,
+    show_progress: bool = False,
+    local_files_only: bool = False,
+) -> LoadedModel:
+    """Returns the model of a hub id, a local Hugging Face folder or a low-bit folder, weights packed and in memory.
+
+    low_bit: a name of formats.py, or None to keep the checkpoint's own float type. group_size: weights per scale
+    (None: the format's default). modules_to_not_convert: tensors whose module name contains one of these strings stay
+    float. head_format, embedding_format: formats of the head and of embeddings (default sym_int8, or low_bit if that
+    is a float; a tied head is one tensor with one format). runtime: whose threads quantise. trust_remote_code:
+    accepted because callers pass it; no code of a checkpoint is ever run. A low-bit folder is opened as it was saved;
+    arguments that ask for something else raise.
+
+    Raises FileNotFoundError, PermissionError or ValueError that name the file or tensor, the cause and the fix.
+    """
+    access = hub.Access(cache_dir, token, local_files_only, show_progress)
+    formats = _Formats.choose(low_bit, group_size, modules_to_not_convert, head_format, embedding_format)
+    location = hub.locate(id_or_path, revision, access)
+    config = _read_config(location.folder)
+    if checkpoint.is_low_bit(config):
+        _refuse_other_formats(formats, config, location.folder)
+        return checkpoint.load(hub.fetch_weights(location, access).folder)
+    refuse_foreign(location.folder, config)
+    family = models.family(config)
+    location = hub.fetch_weights(location, access)
+    source = open_source(location.folder)
+    try:
+        pool = (runtime or Runtime()).resolve().pool
+        tensors = _convert(family, source, formats, pool, show_progress)
+    finally:
+        source.close()
+    generation = location.folder / GENERATION_CONFIG
+    name = location.model_id if location.revision else location.folder.name  # a path says nothing on another machine
+    return LoadedModel(
+        spec=family.spec,
+        tensors=tensors,
+        config=config,
+        generation_config=read_json(generation) if generation.exists() else {},
+        tokenizer_files=_matching(location.folder, hub.TOKENIZER_FILES),
+        provenance={"source": name, "revision": location.revision},
+        quantization=formats.to_dict(),
+        notices=_matching(location.folder, hub.NOTICES),
+    )
+
+
+@dataclass(frozen=True)
+class _Formats:
+    """Which format each tensor gets. None stands for the float type the checkpoint has."""
+
+    body: Choice | None
+    head: Choice | None
+    embedding: Choice | None
+    group_size: int | None
+    kept: tuple[str, ...]
+    asked_outer: tuple[str | None, str | None]
+
+    @classmethod
+    def choose(
+        cls,
+        low_bit: str | None,
+        group_size: int | None,
+        kept: Sequence[str] | None,
+        head: str | None,
+        embedding: str | None,
+    ) -> _Formats:
+        """Returns the choices. Raises ValueError for an unknown name or group size, TypeError for a wrong kind."""
+        if isinstance(kept, str):
+            raise TypeError(f"modules_to_not_convert is a list of strings; use [{kept!r}]")
+        body = None if low_bit is None else resolve(low_bit)
+        quantised = body is not None and body.format.codes != FLOAT
+        default = resolve(OUTER_FORMAT) if quantised else body
+        head_choice = default if head is None else resolve(head)
+        embedding_choice = default if embedding is None else resolve(embedding)
+        for choice in (body, head_choice, embedding_choice):
+            if choice is not None:
+                choice.format.group(group_size)
+        return cls(body, head_choice, embedding_choice, group_size, tuple(kept or ()), (head, embedding))
+
+    def of(self, gathered: Gathered, tied_head: bool) -> Choice:
+        """Returns the choice for a tensor."""
+        recipe = gathered.recipe
+        choice = {"head": self.head, "embedding": self.embedding}.get(recipe.kind, self.body)
+        is_tied = tied_head and recipe.name == "embedding.weight"
+        if is_tied and self.asked_outer[0] is not None:
+            if self.asked_outer[1] is not None and self.head != self.embedding:
+                raise ValueError(
+                    f"the head is tied to the embedding, so head_format={self.asked_outer[0]!r} and "
+                    f"embedding_format={self.asked_outer[1]!r} cannot both hold; give one of them"
+                )
+            choice = self.head
+        modules = [name.removesuffix(".weight") for name in gathered.names] + [HEAD_MODULE] * is_tied
+        if choice is None or any(keyword in module for keyword in self.kept for module in modules):
+            return resolve(FLOAT_FORMATS[gathered.dtype])
+        return choice
+
+    def group_of(self, choice: Choice) -> int | None:
+        return self.group_size if self.group_size is not None else choice.group_size
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what a low-bit folder records: canonical names, None for the checkpoint's own float type."""
+        group = None if self.body is None else self.body.format.group(self.group_of(self.body))
+        return {
+            "format": None if self.body is None else self.body.format.name,
+            "group_size": group,
+            "full_range": self.body is None or self.body.full_range,
+            "head_format": None if self.head is None else self.head.format.name,
+            "embedding_format": None if self.embedding is None else self.embedding.format.name,
+            "modules_to_not_convert": list(self.kept),
+        }
+
+
+def _convert(
+    family: Family, source: Source, formats: _Formats, pool: Any, show_progress: bool
+) -> dict[str, PackedTensor | np.ndarray]:
+    """Returns all tensors of a model. All are looked up before the first is converted, so that errors come early."""
+    gathered = [g for recipe in family.recipes if (g := gather(recipe, source)) is not None]
+    choices = [None if g.recipe.kind == "vector" else formats.of(g, family.spec.tied_head) for g in gathered]
+    _warn_of_unused(formats.kept, gathered, family.spec.tied_head)
+    total = sum(g.nbytes for g in gathered)
+    tensors: dict[str, PackedTensor | np.ndarray] = {}
+    with tqdm(total=total, unit="B", unit_scale=True, desc="Loading", disable=not show_progress) as bar:
+        for g, choice in zip(gathered, choices, strict=True):
+            if choice is None:
+                tensors[g.recipe.name] = _vector(g)
+            else:
+                group = formats.group_of(choice)
+                tensors[g.recipe.name] = quantize_rows(g.read, g.shape, choice, group, name=g.where, pool=pool)
+            g.release()
+            bar.update(g.nbytes)
+    return tensors
+
+
+def _vector(gathered: Gathered) -> np.ndarray:
+    vector = np.array(to_fp32(gathered.read(0, gathered.rows)), np.float32)  # a copy: the source is closed later
+    if not np.isfinite(vector).all():
+        raise ValueError(f"{gathered.where} holds NaN or infinite values; the checkpoint is damaged: download it again")
+    return vector
+
+
+def _warn_of_unused(kept: Sequence[str], gathered: Sequence[Gathered], tied_head: bool) -> None:
+    modules = [n.removesuffix(".weight") for g in gathered for n in g.names] + [HEAD_MODULE] * tied_head
+    for keyword in kept:
+        if not any(keyword in module for module in modules):
+            parts = {part for module in modules for part in module.split(".") if not part.isdecimal()}
+            close = difflib.get_close_matches(keyword, parts, n=3)
+            logger.warning(
+                "modules_to_not_convert: nothing is called %r; nearest: %s", keyword, ", ".join(close) or "none"
+            )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not (folder / CONFIG).exists():
+        refuse_foreign(folder)
+        raise FileNotFoundError(f"no {CONFIG} in {folder}; give a folder that has one beside the weights")
+    return read_json(folder / CONFIG)
+
+
+def _refuse_other_formats(formats: _Formats, config: dict[str, Any], folder: Path) -> None:
+    """Raises ValueError when arguments ask for other numbers than a low-bit folder holds; defaults ask for nothing."""
+    saved, asked = config["quantization_config"], formats.to_dict()
+    wanted = {
+        "low_bit": ("format", asked["format"] != DEFAULT_LOW_BIT),
+        "group_size": ("group_size", formats.group_size is not None),
+        "head_format": ("head_format", formats.asked_outer[0] is not None),
+        "embedding_format": ("embedding_format", formats.asked_outer[1] is not None),
+        "modules_to_not_convert": ("modules_to_not_convert", bool(formats.kept)),
+    }
+    for argument, (key, is_asked) in wanted.items():
+        if is_asked and asked[key] != saved.get(key):
+            raise ValueError(
+                f"{folder} was saved with {argument}={saved.get(key)!r} and cannot be opened with {asked[key]!r}; "
+                f"leave {argument} out, or load the original model with it"
+            )
+
+
+def _matching(folder: Path, patterns: Sequence[str]) -> dict[str, Path]:
+    """Returns the files of a folder that match, by their name relative to it."""
+    found = sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path for path in found}
