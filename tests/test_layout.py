@@ -13,9 +13,10 @@ BACKEND = ROOT / "backend" / "lowbit"
 # Layers from the bottom up: a module may import its own layer and those below (docs in design.md, section 3).
 LAYERS = [
     {"formats", "machine", "models._spec"},
-    {"ops", "packed", "runtime"},
-    {"models", "sources", "quantize", "checkpoint", "loading", "sampling", "tokenizer", "perplexity"},
-    {"generate"},
+    {"ops", "packed", "runtime", "reference"},
+    {"models", "sources", "quantize", "checkpoint", "loading", "sampling", "stop", "perplexity"},
+    {"tokenizer", "tokenizer_files", "sentencepiece", "detokenize", "sessions"},
+    {"generate", "engine"},
     {"text"},
     {"chat", "options"},
     {"cli", ""},

@@ -1,8 +1,9 @@
 """The format table: how a number format is stored and what its codes mean, and every name it is known by.
 
-Owns one row per format (native/include/lowbit/formats.h has the same rows; a test holds the two equal), the codebooks, the
-group sizes and the aliases of ipex-llm, ITREX, Neural Speed, bitsandbytes and GGUF. Refuses guesses: a name never means other
-bits than it meant upstream, and a name we do not carry is an error that says what comes nearest. Standard library only.
+Owns one row per format (native/include/lowbit/formats.h has the same rows; a test holds the two equal), the codebooks,
+the group sizes and the aliases of ipex-llm, ITREX, Neural Speed, bitsandbytes and GGUF. Refuses guesses: a name never
+means other bits than it meant upstream, and a name we do not carry is an error that says what comes nearest. Standard
+library only.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Minifloat:
     max_code: int  # largest finite magnitude code; rounding saturates here
 
     def value(self, code: int) -> float:
-        """Returns the number a code stands for; codes above max_code are NaN or infinity as OCP and IEEE define them."""
+        """Returns the number a code stands for; codes above max_code are NaN or infinity, as OCP FP8 defines them."""
         sign_bit = 1 << (self.exponent_bits + self.mantissa_bits)
         sign, magnitude = (-1.0 if code & sign_bit else 1.0), code & (sign_bit - 1)
         if magnitude > self.max_code:
@@ -94,18 +95,18 @@ class Format:
         return group_size
 
 
-# NormalFloat (Dettmers et al., QLoRA, arXiv:2305.14314, appendix E): quantiles of N(0, 1), asymmetric so that 0 is a value,
-# scaled to [-1, 1]. With q = NormalDist().inv_cdf, o = 0.9677083, n = 2^(bits-1): positive ends q at n points from o down
-# towards 1/2, negative ends -q at n-1 such points, and 0. nf4 is the published table bit for bit; the even positive
-# entries of nf4 are those of nf3.
+# NormalFloat (Dettmers et al., QLoRA, arXiv:2305.14314, appendix E): quantiles of N(0, 1), asymmetric so that 0 is one
+# of them, scaled to [-1, 1]. With q = NormalDist().inv_cdf, o = 0.9677083, n = 2^(bits-1): q at n points from o down
+# towards 1/2, -q at n-1 such points, and 0. nf4 is the published table bit for bit; nf3 shares every second positive
+# value.
 _NF4 = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
-_NF3 = (-1.0, -0.4786291718482971, -0.21714182198047638, *_NF4[7::2][:1], *_NF4[9::2])
+_NF3 = (-1.0, -0.4786291718482971, -0.21714182198047638, 0.0, *_NF4[9::2])
 
-# Small floats: OCP Microscaling (MX) v1.0 for e2m1 and e3m2 (no infinity, no NaN), OCP FP8 v1.0 for e4m3 ("fn") and e5m2.
+# Small floats: OCP Microscaling (MX) v1.0 for e2m1 and e3m2 (no infinity, no NaN), OCP FP8 v1.0 for e4m3 (fn) and e5m2.
 _E2M1 = Minifloat(2, 1, 1, 7)
 _E3M2 = Minifloat(3, 2, 3, 31)
 _E4M3 = Minifloat(4, 3, 7, 0x7E)

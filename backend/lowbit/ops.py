@@ -1,8 +1,8 @@
 """The only importer of the native extension: thin Python functions over lowbit._native, and the bf16 dtype.
 
-Owns the crossing from numpy to C++ (dtypes, contiguity, output arrays). Knows no files, models or text. Public functions are
-Python functions, because nanobind functions do not pickle. Importing this module works without the extension; calling it
-then raises an ImportError that says how to build it.
+Owns the crossing from numpy to C++ (dtypes, contiguity, output arrays). Knows no files, models or text. Public
+functions are Python functions, because nanobind functions do not pickle. Importing this module works without the
+extension; calling it then raises an ImportError that says how to build it.
 """
 
 from __future__ import annotations
@@ -79,13 +79,12 @@ def float_matrix(array: np.ndarray) -> np.ndarray:
         array = array.astype(np.float32)
     elif array.dtype not in (np.float32, np.float16):
         raise TypeError(f"expected a float32, float16 or bf16 (ops.BF16) matrix, got {array.dtype}")
-    item = array.dtype.itemsize
-    if array.size and array.shape[1] > 1 and (array.strides[1] != item or array.strides[0] < 0 or array.strides[0] % item):
-        array = np.ascontiguousarray(array)
-    return array
+    row, element = array.strides
+    straight = row >= 0 and row % array.dtype.itemsize == 0 and (element == array.dtype.itemsize or array.shape[1] < 2)
+    return array if straight or not array.size else np.ascontiguousarray(array)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def pool(threads: int | None = None) -> Any:
     """Returns the shared thread pool with this many threads (None: all CPUs this process may use)."""
     count = native().allowed_cpus() if threads is None else threads
@@ -146,7 +145,7 @@ def dequantize(packed: tuple[Any, ...], first_row: int, out: np.ndarray, pool: A
 
 
 def gather_rows(packed: tuple[Any, ...], ids: np.ndarray) -> np.ndarray:
-    """Returns the rows `ids` (int32 [n]) of a packed tensor as float32 [n, k]; IndexError when an id is out of range."""
+    """Returns rows `ids` (int32 [n]) of a packed tensor as float32 [n, k]; IndexError when an id is out of range."""
     out = np.empty((len(ids), packed[2]), np.float32)
     native().gather_rows(*packed, np.ascontiguousarray(ids, np.int32), out)
     return out
@@ -176,5 +175,76 @@ def linear(
 
 
 def quantize_rows(x: np.ndarray, k_padded: int, *, tier: str, pool: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns activations as int8 compute sees them: codes int8 [m, k_padded], scales fp32 and code sums int32 per 32."""
+    """Returns activations as int8 compute sees them: codes int8 [m, k_padded], scales fp32, code sums int32 per 32."""
     return native().quantize_rows(pool, TIERS.index(tier), np.ascontiguousarray(x, np.float32), k_padded)
+
+
+# ---- the decoder (native/src/bind_decoder.cpp) --------------------------------------------------------------------
+
+
+def decoder(spec: dict[str, Any], tensors: dict[str, Any], compute: str = "int8", tier: str | None = None) -> Any:
+    """Returns a native decoder over shared, immutable weights.
+
+    spec is ModelSpec.to_dict(); tensors are PackedTensor and float vectors by canonical name, viewed, not copied; tier None
+    is the highest this CPU runs. Raises ValueError naming the tensor that is missing or has another shape than the spec's.
+    The result's profile(True) starts timing, phase_seconds() returns seconds by phase since then.
+    """
+    packed = {name: t.native() for name, t in tensors.items() if not isinstance(t, np.ndarray)}
+    vectors = {name: np.ascontiguousarray(to_fp32(t)) for name, t in tensors.items() if isinstance(t, np.ndarray)}
+    return native().Decoder(spec, packed, vectors, compute, tier or tiers()[-1])
+
+
+def kv_cache(layers: int, kv_heads: int, head_dim: int, capacity: int, dtype: str = "fp16") -> Any:
+    """Returns an empty session for `capacity` positions, dtype "fp16", "bf16" or "fp32".
+
+    The memory is reserved at once and used as the session grows. It has length, capacity, bytes_reserved and
+    truncate(length), which keeps the first positions. Raises MemoryError when not even the address space is there.
+    """
+    return native().KvCache(layers, kv_heads, head_dim, capacity, dtype)
+
+
+def forward(decoder: Any, parts: list[tuple[Any, np.ndarray, bool]], pool: Any) -> np.ndarray:
+    """Returns logits float32 [n, vocab] after appending each part's tokens to its session.
+
+    A part is (session, int32 token ids, all_logits): its rows are those of all tokens or of the last one, in the order of
+    the parts. Raises ValueError, with every session unchanged, for a token id out of range, a session without room, a
+    session given twice or made for another model. Safe from any thread; the interpreter lock is released.
+    """
+    return decoder.forward(pool, parts)
+
+
+# ---- sampling (native/src/bind_sampler.cpp) -----------------------------------------------------------------------
+
+
+def sample(
+    logits: np.ndarray,
+    *,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    repetition_penalty: float,
+    presence_penalty: float,
+    frequency_penalty: float,
+    top_logprobs: int,
+    prompt: np.ndarray,
+    output: np.ndarray,
+    mask: np.ndarray | None,
+    seed: int,
+    position: int,
+) -> tuple[int, float, list[tuple[int, float]]]:
+    """Returns (token, logprob, [(id, logprob), ...]) for one row of logits (float32 [vocab], scratch afterwards).
+
+    prompt and output: int32 ids so far. mask: uint32 bit words of the allowed ids, or None. (seed, position) fixes the draw.
+    The meanings are in native/include/lowbit/sampler.h. Raises ValueError when a logit is NaN or +infinity or no token is left.
+    """
+    return native().sample(
+        logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, top_logprobs=top_logprobs, prompt=prompt,
+        output=output, mask=mask, seed=seed, position=position,
+    )  # fmt: skip
+
+
+def uniform_draw(seed: int, position: int) -> float:
+    """Returns the uniform number in [0, 1) that belongs to (seed, position)."""
+    return native().uniform_draw(seed, position)

@@ -64,8 +64,8 @@ def layout_of(format: Format, rows: int, k: int, group_size: int) -> Layout:
 def empty(size: int) -> np.ndarray:
     """Returns uninitialised bytes, uint8 [size], on a 64-byte boundary; from one huge page on, on a huge-page boundary.
 
-    Large ones are anonymous memory advised MADV_HUGEPAGE: kernels read it 1.3 to 1.8 times faster than from 4 KiB pages,
-    and nothing is touched before somebody writes it.
+    Large ones are anonymous memory advised MADV_HUGEPAGE, so that kernels stream it with few page walks; nothing is
+    touched before somebody writes it.
     """
     if size < HUGE_PAGE:
         block = np.empty(size + LINE, np.uint8)
@@ -87,7 +87,8 @@ class PackedTensor:
     """A weight [out_features, in_features] as packed bytes.
 
     `data` is uint8, exactly the layout's bytes, starting on a 64-byte boundary; immutable once filled and shared by all
-    sessions. `group_size` is 0 for per row and for float formats. Scales are stored divided by `multiplier`, a power of two.
+    sessions. `group_size` is 0 for per row and for float formats. Scales are stored divided by `multiplier`, a power of
+    two.
     """
 
     format: Format
@@ -100,13 +101,17 @@ class PackedTensor:
         expected = self.layout.bytes
         if self.data.dtype != np.uint8 or self.data.shape != (expected,):
             raise ValueError(
-                f"packed {self.format.name} {list(self.shape)} with group_size {self.group_size} takes {expected} bytes, "
-                f"got {self.data.dtype} {list(self.data.shape)}"
+                f"packed {self.format.name} {list(self.shape)} with group_size {self.group_size} takes {expected} "
+                f"bytes, got {self.data.dtype} {list(self.data.shape)}"
             )
 
     @classmethod
     def allocate(
-        cls, format: str | Format | Choice, shape: tuple[int, int], group_size: int | None = None, multiplier: float = 1.0
+        cls,
+        format: str | Format | Choice,
+        shape: tuple[int, int],
+        group_size: int | None = None,
+        multiplier: float = 1.0,
     ) -> PackedTensor:
         """Returns a tensor over fresh, uninitialised memory."""
         choice = resolve(format)
@@ -132,7 +137,10 @@ class PackedTensor:
         return (self.format.id, *self.shape, self.group_size, self.multiplier, self.data)
 
     def dequantize(self, first: int = 0, count: int | None = None, *, pool: Any = None) -> np.ndarray:
-        """Returns the exact values of rows [first, first + count) as float32 [count, in_features]; IndexError out of range."""
+        """Returns the exact values of rows [first, first + count) as float32 [count, in_features].
+
+        Raises IndexError for rows that are not there.
+        """
         count = self.shape[0] - first if count is None else count
         if first < 0 or count < 0 or first + count > self.shape[0]:
             raise IndexError(f"rows [{first}, {first + count}) of a packed tensor with {self.shape[0]} rows")

@@ -35,9 +35,9 @@ def quantize(
     """Returns a matrix [out_features, in_features] rounded to nearest in a format.
 
     weight is float32, float16 or bf16 (ops.BF16 or ml_dtypes.bfloat16). group_size None is the format name's own or the
-    default of 64; -1 or 0 is one scale per row. full_range False leaves out the most negative code of symmetric grids; None
-    is what the format name implies. Raises ValueError naming the tensor when it holds NaN or infinity or exceeds what the
-    format can hold.
+    default of 64; -1 or 0 is one scale per row. full_range False leaves out the most negative code of symmetric grids;
+    None is what the format name implies. Raises ValueError naming the tensor when it holds NaN or infinity or exceeds
+    what the format can hold.
 
     >>> quantize(np.ones((16, 64), np.float32), "sym_int4").data.nbytes
     1088
@@ -62,8 +62,8 @@ def quantize_rows(
 ) -> PackedTensor:
     """Returns the same as quantize() for a matrix that is read in chunks: read(start, stop) -> its rows [start, stop).
 
-    Goes over the rows twice (largest magnitude, then packing straight into the final memory), once for float formats and
-    when one chunk holds everything; never holds more than one chunk. chunk_rows None is about 64 MiB of float32.
+    Goes over the rows twice (largest magnitude, then packing straight into the final memory), once for float formats
+    and when one chunk holds everything; never holds more than one chunk. chunk_rows None is about 64 MiB of float32.
     """
     choice = resolve(format)
     if len(shape) != 2:
@@ -89,10 +89,7 @@ def quantize_rows(
 
     one_pass = row.codes == FLOAT or step >= rows
     held = chunk(0) if one_pass and rows else None
-    if one_pass:
-        most = 0.0
-    else:
-        most = max(largest(chunk(start)[1]) for start in range(0, rows, step))
+    most = 0.0 if one_pass else max(largest(chunk(start)[1]) for start in range(0, rows, step))
     if held is not None:
         most = largest(held[1])
     multiplier = ops.scale_multiplier(row.id, most)
@@ -123,4 +120,4 @@ def _check_range(abs_max: float, format: Format, name: str) -> None:
             f"store it as {wider}."
         )
     if format.codes != FLOAT and abs_max >= _LARGEST_SCALED:
-        raise ValueError(f"{name} holds {abs_max:.6g}, beyond 2^127, where a scaled format overflows; store it as fp32.")
+        raise ValueError(f"{name} holds {abs_max:.6g}, beyond 2^127, where scaled formats overflow; store it as fp32.")

@@ -1,10 +1,10 @@
 """The formats in numpy: how weights become packed bytes and how bytes become values. The specification.
 
-native/src/pack.cpp and unpack.cpp equal this module bit for bit (tests/native/test_pack.py), and every kernel is held to
-them. Slow and clear on purpose; nothing at run time uses it. All arithmetic is float32, one rounding per operation.
+native/src/pack.cpp and unpack.cpp equal this module bit for bit (tests/native/test_pack.py), and every kernel is held
+to them. Slow and clear on purpose; nothing at run time uses it. All arithmetic is float32, one rounding per operation.
 
-    multiplier  smallest power of two >= abs_max / T, with T the largest value of the codes (half of it for asym formats);
-                scales and minima are stored as fp16(x / multiplier), zero without a sign
+    multiplier  smallest power of two >= abs_max / T, T being the largest value of the codes (half of it for asym
+                formats); scales and minima are stored as fp16(x / multiplier), zero without a sign
     scale       sym_int3/4/5   m / -2^(b-1), m = the weight of largest magnitude with its sign (GGUF Q4_0, Q5_0), or
                                amax / (2^(b-1) - 1) with full_range=False (ITREX int4_clip)
                 sym_int8       amax / 127 (GGUF Q8_0)
@@ -21,6 +21,7 @@ them. Slow and clear on purpose; nothing at run time uses it. All arithmetic is 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,7 @@ from lowbit.formats import CODEBOOK, FLOAT, Format
 from lowbit.packed import ATOM_K, LINE, PANEL_ROWS, Layout, layout_of
 
 F32 = np.float32
+_FLOATS: dict[str, np.dtype[Any]] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2"), "bf16": ops.BF16}
 _PLANES = {8: (8,), 6: (4, 2), 5: (4, 1), 4: (4,), 3: (2, 1)}  # bits of each plane, low bits of the code first
 
 
@@ -65,11 +67,11 @@ def choose(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns (codes, scales, minima) of a finite float32 matrix [rows, k] in a scaled format.
 
-    codes uint8 [rows, k_padded]; scales and minima float16 [rows, groups], divided by the multiplier, minima zero for formats
-    without one. k beyond the matrix is zero and does not influence scales.
+    codes uint8 [rows, k_padded]; scales and minima float16 [rows, groups], divided by the multiplier, minima zero for
+    formats without one. k beyond the matrix is zero and does not influence scales.
     """
-    layout = layout_of(format, *weight.shape, group_size)
     rows, k = weight.shape
+    layout = layout_of(format, rows, k, group_size)
     groups = layout.k_padded // layout.group_size if layout.k_padded else 0
     padded = np.zeros((rows, layout.k_padded), F32)
     padded[:, :k] = weight
@@ -166,6 +168,7 @@ def unpack(format: Format, layout: Layout, data: bytes) -> tuple[np.ndarray, np.
     raw = np.frombuffer(data, np.uint8).reshape(panels, tiles, layout.tile_bytes)
     rest = raw[:, :, : atoms * layout.atom_bytes].reshape(panels, tiles, atoms, layout.atom_bytes)
     words, shift = np.zeros((panels, tiles, atoms, 8, LINE), np.uint8), 0
+    field: np.ndarray
     for plane in _PLANES[format.bits]:
         size = PANEL_ROWS * ATOM_K * plane // 8
         part, rest = rest[..., :size], rest[..., size:]
@@ -178,10 +181,11 @@ def unpack(format: Format, layout: Layout, data: bytes) -> tuple[np.ndarray, np.
         words |= field << shift
         shift += plane
     codes = words.reshape(panels, tiles, atoms, 8, PANEL_ROWS, 4).transpose(0, 4, 1, 2, 3, 5)
-    lines = raw[:, :, atoms * layout.atom_bytes :].copy().view(np.float16).reshape(panels, tiles, -1, LINE // 2)
+    after = raw[:, :, atoms * layout.atom_bytes :].copy()
+    half_lines = after.view(np.float16).reshape(panels, tiles, -1, LINE // 2)
 
     def halves(i: int) -> np.ndarray:
-        line = lines[:, :, i, : groups * PANEL_ROWS].reshape(panels, tiles, groups, PANEL_ROWS)
+        line = half_lines[:, :, i, : groups * PANEL_ROWS].reshape(panels, tiles, groups, PANEL_ROWS)
         return line.transpose(0, 3, 1, 2).reshape(panels * PANEL_ROWS, tiles * groups)
 
     scales = halves(0)
@@ -190,7 +194,7 @@ def unpack(format: Format, layout: Layout, data: bytes) -> tuple[np.ndarray, np.
 
 def _pack_floats(format: Format, layout: Layout, weight: np.ndarray) -> bytes:
     """Float formats: an atom of 16 rows x 32 k per tile."""
-    narrow = {"fp32": "<f4", "fp16": "<f2", "bf16": ops.BF16}[format.name]
+    narrow = _FLOATS[format.name]
     full = np.zeros((layout.panels * PANEL_ROWS, layout.k_padded), narrow)
     rounded = ops.fp32_to_bf16(weight) if format.name == "bf16" else weight.astype(narrow)
     full[: weight.shape[0], : weight.shape[1]] = rounded
@@ -205,7 +209,7 @@ def quantize(
 ) -> tuple[bytes, float]:
     """Returns (packed bytes, multiplier) of a finite matrix [rows, k] of fp32, fp16 or BF16."""
     w = ops.to_fp32(weight)
-    layout = layout_of(format, *w.shape, group_size)
+    layout = layout_of(format, w.shape[0], w.shape[1], group_size)
     if format.codes == FLOAT:
         return _pack_floats(format, layout, w), 1.0
     if multiplier is None:
@@ -220,12 +224,14 @@ def dequantize(
     rows, k = shape
     layout = layout_of(format, rows, k, group_size)
     if format.codes == FLOAT:
-        narrow = {"fp32": "<f4", "fp16": "<f2", "bf16": ops.BF16}[format.name]
         pair = 2 if format.name == "bf16" else 1
-        raw = np.frombuffer(data, narrow).reshape(layout.panels, -1, PANEL_ROWS, pair).swapaxes(1, 2)
+        raw = np.frombuffer(data, _FLOATS[format.name]).reshape(layout.panels, -1, PANEL_ROWS, pair).swapaxes(1, 2)
         return ops.to_fp32(raw.reshape(-1, layout.k_padded)[:rows, :k])
     codes, scales, minima = unpack(format, layout, data)
-    values = np.array(format.codebook, F32)[codes] if format.codes == CODEBOOK else codes.astype(F32) - F32(format.offset)
+    if format.codes == CODEBOOK:
+        values = np.array(format.codebook, F32)[codes]
+    else:
+        values = codes.astype(F32) - F32(format.offset)
     s = np.repeat(scales.astype(F32) * F32(multiplier), layout.group_size, axis=1)
     out = values * s
     if format.has_min:

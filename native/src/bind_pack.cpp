@@ -34,8 +34,8 @@ void check_bytes(int64_t have, int64_t want, const Format& f, int64_t rows, int6
                                     "] takes " + std::to_string(want) + " bytes, got " + std::to_string(have));
 }
 
-void check_aligned(const void* data, const char* what) {
-    if (reinterpret_cast<uintptr_t>(data) % kLine)
+void check_aligned(const void* data, size_t size, const char* what) {
+    if (size && reinterpret_cast<uintptr_t>(data) % kLine)
         throw std::invalid_argument(std::string(what) + " must start on a 64-byte boundary; allocate with lowbit.packed.empty");
 }
 
@@ -84,7 +84,7 @@ PackedView packed_view(int format, int64_t rows, int64_t k, int group_size, floa
     v.multiplier = multiplier;
     v.data = data.data();
     check_bytes(static_cast<int64_t>(data.size()), v.layout.bytes, f, rows, k);
-    check_aligned(v.data, "packed data");
+    check_aligned(v.data, data.size(), "packed data");
     return v;
 }
 
@@ -110,7 +110,7 @@ void bind_pack(nb::module_& m) {
             check_group_size(group_size);
             check_multiplier(multiplier);
             check_bytes(static_cast<int64_t>(out.size()), layout_of(f, v.rows, v.cols, group_size).bytes, f, v.rows, v.cols);
-            check_aligned(out.data(), "the output");
+            check_aligned(out.data(), out.size(), "the output");
             uint8_t* bytes = out.data();
             nb::gil_scoped_release release;
             quantize(pool, v, f, group_size, multiplier, full_range, bytes);

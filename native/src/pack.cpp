@@ -146,13 +146,13 @@ template <int N>
 void encode_sorted(const Codebook<N>& book, const Scale& s, const float* x, int64_t n, uint8_t* codes) {
     float middle[N - 1];
     for (int c = 0; c + 1 < N; c++) middle[c] = (book.value[c] + book.value[c + 1]) * 0.5f;
-    for (int64_t i = 0; i < n; i += kLanes) {
-        float q[kLanes];
-        int32_t code[kLanes] = {};
-        for (int l = 0; l < kLanes; l++) q[l] = x[i + l] / s.scale;
-        for (int c = 0; c + 1 < N; c++)
-            for (int l = 0; l < kLanes; l++) code[l] += q[l] > middle[c];
-        for (int l = 0; l < kLanes; l++) codes[i + l] = static_cast<uint8_t>(code[l]);
+    const float scale = s.scale;
+    for (int64_t i = 0; i < n; i++) {
+        const float q = x[i] / scale;
+        int32_t code = 0;
+#pragma GCC unroll 16
+        for (int c = 0; c + 1 < N; c++) code += q > middle[c] ? 1 : 0;
+        codes[i] = static_cast<uint8_t>(code);
     }
 }
 
@@ -300,8 +300,9 @@ float scale_multiplier(const Format& f, float abs_max) {
 void quantize(ThreadPool& pool, const FloatView& w, const Format& f, int group_size, float multiplier, bool full_range,
               uint8_t* out) {
     const Layout l = layout_of(f, w.rows, w.cols, group_size);
+    if (l.bytes == 0) return;  // no rows or no columns; per row, the latter have no group to divide by
     const bool scaled = f.codes != Codes::kFloat;
-    const size_t halves = scaled && l.k_padded ? l.k_padded / l.group_size * kPanelRows : 0;
+    const size_t halves = scaled ? l.k_padded / l.group_size * kPanelRows : 0;
     std::vector<Scratch> scratch(pool.size());
     for (Scratch& t : scratch) {
         t.row.assign(l.k_padded, 0.0f);  // stays zero from w.cols on

@@ -31,7 +31,8 @@ Canonical weight names (matrices are [out_features, in_features]; a bias beside 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, replace
 
 NORMS = ("rms", "layer")
 NORM_PLACES = ("pre", "post", "sandwich")
@@ -83,7 +84,7 @@ class ModelSpec:
     ropes: tuple[Rope, ...] = ()
     layer_rope: tuple[int, ...] = ()  # per layer: index into ropes, -1 = none
     alibi_slopes: tuple[float, ...] = ()  # per head
-    attention_scale: float = 0.0
+    attention_scale: float = 0.0  # 0: 1 / sqrt(head_dim)
     attention_softcap: float = 0.0
     layer_attention_scale: tuple[float, ...] = ()  # per layer: factor on attention_scale
     attention_logn_from: int = 0  # n > 0: q of position p is multiplied by max(1, log(p + 1) / log(n)) (Qwen 1)
@@ -125,7 +126,7 @@ class ModelSpec:
 class Part:
     """Rows of one source tensor that go into a canonical tensor, in order.
 
-    rows: None for all rows, or a tuple of (start, stop) ranges taken one after the other. transpose: the source is stored
+    source: without the family's prefix. rows: None for all rows, or a tuple of (start, stop) ranges taken one after the other. transpose: the source is stored
     [in_features, out_features] (GPT-2's Conv1D).
     """
 
@@ -152,7 +153,31 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Family:
-    """What a family file returns for a config: the graph and where its weights come from."""
+    """What a family file returns for a config: the graph and where its weights come from.
+
+    Checkpoints of one family differ in whether tensor names begin with the name of the base model: a source named `x` is
+    the first of `prefix + x` that is there, over `prefixes`.
+    """
 
     spec: ModelSpec
     recipes: tuple[Recipe, ...] = field(default_factory=tuple)
+    prefixes: tuple[str, ...] = ("",)
+
+    def located(self, names: Collection[str]) -> tuple[Recipe, ...]:
+        """Returns the recipes with every source spelled as in `names`, without optional ones whose sources are absent.
+
+        Raises ValueError naming the tensors that are missing.
+        """
+        found: list[Recipe] = []
+        missing: list[str] = []
+        for recipe in self.recipes:
+            spelled = [next((p + part.source for p in self.prefixes if p + part.source in names), None) for part in recipe.parts]
+            if all(spelled):
+                parts = tuple(replace(part, source=name) for part, name in zip(recipe.parts, spelled) if name)
+                found.append(replace(recipe, parts=parts))
+            elif not recipe.optional:
+                missing += [self.prefixes[0] + part.source for part, name in zip(recipe.parts, spelled) if name is None]
+        if missing:
+            shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            raise ValueError(f"the checkpoint lacks tensors of a {self.spec.family} model: {shown}")
+        return tuple(found)

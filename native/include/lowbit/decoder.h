@@ -25,6 +25,23 @@ struct Part {
     bool all_logits;         // logits of every token, else of the last one
 };
 
+// Phases of a forward pass, for profiles: each ends with a barrier of the team.
+#define LOWBIT_PHASES(X) X(embed) X(norm) X(qkv) X(rotate) X(attention) X(o) X(up) X(activate) X(down) X(head)
+enum class Phase : int {
+#define X(name) name,
+    LOWBIT_PHASES(X)
+#undef X
+};
+inline constexpr const char* kPhaseNames[] = {
+#define X(name) #name,
+    LOWBIT_PHASES(X)
+#undef X
+};
+inline constexpr int kPhases = sizeof(kPhaseNames) / sizeof(kPhaseNames[0]);
+struct PhaseTimes {
+    double seconds[kPhases] = {};
+};
+
 class Decoder {
 public:
     // Checks that every tensor the spec asks for is there with the right shape; throws std::invalid_argument naming it.
@@ -34,8 +51,14 @@ public:
     const ModelSpec& spec() const;
 
     // Appends the tokens of each part to its cache and writes logits, fp32 [sum of logit rows][vocab_size], in part order.
-    // Throws std::length_error when a cache has no room (nothing is changed then). Calls on one pool queue.
+    // Checks everything before it changes anything: throws std::length_error when a cache has no room or the model no more
+    // learned positions, std::invalid_argument for token ids out of range, a cache given twice or of another shape,
+    // std::bad_alloc when there is no memory for activations. Safe from any thread: calls on one decoder queue.
     void forward(ThreadPool& pool, const std::vector<Part>& parts, float* logits);
+
+    // Starts timing phases from zero, or stops.
+    void profile(bool on);
+    PhaseTimes phase_times() const;
 
 private:
     struct Impl;

@@ -46,7 +46,7 @@ struct ModelSpec {
     std::vector<Rope> ropes;
     std::vector<int> layer_rope;         // [layers], index into ropes or -1
     std::vector<float> alibi_slopes;     // [heads] or empty
-    float attention_scale = 0.0f;
+    float attention_scale = 0.0f;        // 0: 1 / sqrt(head_dim)
     float attention_softcap = 0.0f;      // 0 = none
     std::vector<float> layer_attention_scale;  // [layers] factor on attention_scale, or empty
     int64_t attention_logn_from = 0;     // n > 0: q of position p is multiplied by max(1, log(p + 1) / log(n)) (Qwen 1)

@@ -1,0 +1,340 @@
+"""TextModel: text in, text out, over the generator. Streams of `Delta` are the primitive; completions are folds over them.
+
+Owns the meeting of ids and text: encoding, streaming decoding, stop strings, usage counts. Safe to call from many threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Generator as PyGenerator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from lowbit.generate import Batch, Engine, Event, Generator, Request
+from lowbit.sampling import GenerationOptions, from_generation_config
+from lowbit.stop import StopMatcher
+from lowbit.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int] | np.ndarray
+T = TypeVar("T")
+Running = PyGenerator[T, None, None]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Log-probability of a chosen token under the model's unmodified distribution, with the most likely alternatives.
+
+    text is the token alone, decoded. alternatives: (token id, text, logprob), most likely first.
+    """
+
+    token_id: int
+    text: str
+    logprob: float
+    alternatives: tuple[tuple[int, str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of streamed text and the tokens behind it.
+
+    The texts of a stream join to the completion's text, the token ids to its ids. finish_reason is None except on the last
+    delta: "stop" (eos or a stop string), "length" or "cancelled". completion_tokens counts up to and with this delta.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    finish_reason: str | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A finished text. token_ids are all generated ids, an eos and the tokens of a stop string included.
+
+    prompt_tokens, completion_tokens: counts; cached_tokens: how many of the prompt's were reused from a kept session.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: str
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    cached_tokens: int = 0
+
+
+class TextModel:
+    """A loaded model that continues text.
+
+    model_id, spec, config, generation_config, tokenizer, runtime, device and context say what it is. `engine` and
+    `tokenizer` replace what is made from `loaded` and `runtime` (tests do).
+    """
+
+    def __init__(
+        self, loaded: Any, runtime: Any, *, engine: Engine | None = None, tokenizer: Tokenizer | None = None
+    ) -> None:
+        if engine is None:
+            from lowbit.engine import NativeEngine
+
+            engine = NativeEngine(loaded, runtime)
+        self._loaded = loaded
+        self.runtime = runtime
+        self.spec = loaded.spec
+        self.config: dict[str, Any] = loaded.config
+        self.generation_config: dict[str, Any] = loaded.generation_config
+        self.model_id = str(loaded.provenance.get("model_id", ""))
+        self.tokenizer = tokenizer if tokenizer is not None else Tokenizer.from_files(loaded.tokenizer_files)
+        self.generator = Generator(engine)
+        self._defaults = from_generation_config(self.generation_config)
+        self._eos = _first_given(self._defaults.get("eos_token_id"), self.config.get("eos_token_id"), self.tokenizer.eos_id)
+
+    def __repr__(self) -> str:
+        return f"TextModel({self.model_id!r}, family={self.spec.family!r}, device={self.device!r}, context={self.context})"
+
+    @property
+    def device(self) -> str:
+        """Where the model runs, for example "cpu"."""
+        return str(self.runtime.device)
+
+    @property
+    def context(self) -> int:
+        """Longest sequence in tokens, prompt and answer together."""
+        return self.generator.engine.context
+
+    # ---- text and ids ------------------------------------------------------------------------------------------
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Returns the token ids of a text, by default with the tokens the model expects around a prompt."""
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Returns the text of token ids."""
+        return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def count_tokens(self, text: str) -> int:
+        """Returns how many tokens a text is as a prompt."""
+        return len(self.encode(text))
+
+    # ---- generation --------------------------------------------------------------------------------------------
+
+    def stream(self, prompt: Prompt, **options: Any) -> Iterator[Delta]:
+        """Returns the deltas of one continuation; the last one has a finish reason. Closing the iterator ends the work.
+
+        prompt is text or token ids. Options are the fields of `lowbit.sampling.GenerationOptions`; what is not given comes
+        from the model's generation_config. Raises TypeError for unknown options and ValueError for bad values, an empty
+        prompt and one that is longer than the context, at the call.
+        """
+        return _deltas(self._start([prompt], options))
+
+    def generate(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> Completion | list[Completion]:
+        """Returns the completion of one prompt, or of a list of prompts decoded together, in their order.
+
+        Takes what `stream` takes; the options hold for every prompt.
+        """
+        return self._generate(prompts, options, None)
+
+    async def astream(self, prompt: Prompt, **options: Any) -> AsyncIterator[Delta]:
+        """Yields what `stream` yields without blocking the event loop. Cancelling the task ends the work within one step."""
+        deltas = _iterate_in_thread(lambda cancel: _deltas(self._start([prompt], options, cancel)))
+        try:
+            async for delta in deltas:
+                yield delta
+        finally:
+            await deltas.aclose()
+
+    async def agenerate(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> Completion | list[Completion]:
+        """Returns what `generate` returns without blocking the event loop; cancelling the task ends the work."""
+        results = _iterate_in_thread(lambda cancel: (self._generate(p, options, cancel) for p in [prompts]))
+        try:
+            return await anext(results)
+        finally:
+            await results.aclose()
+
+    def save_low_bit(self, path: str | Path) -> None:
+        """Writes the model as a complete low-bit folder that `lowbit.load` opens: weights, tokenizer, settings."""
+        from lowbit import checkpoint
+
+        checkpoint.save(self._loaded, Path(path))
+
+    def options(self, **options: Any) -> GenerationOptions:
+        """Returns the checked options that a call with these would use, the model's own defaults included."""
+        return GenerationOptions.resolve(self._defaults, options)
+
+    # ---- inside ------------------------------------------------------------------------------------------------
+
+    def _generate(
+        self, prompts: Prompt | Sequence[Prompt], options: Mapping[str, Any], cancel: threading.Event | None
+    ) -> Completion | list[Completion]:
+        single = _is_prompt(prompts)
+        batch = [prompts] if single else list(prompts)  # type: ignore[list-item]
+        parts: list[list[Delta]] = [[] for _ in batch]
+        for row, delta in self._start(batch, options, cancel):  # type: ignore[arg-type]
+            parts[row].append(delta)
+        completions = [_join(deltas) for deltas in parts]
+        return completions[0] if single else completions
+
+    def _start(
+        self, prompts: Sequence[Prompt], options: Mapping[str, Any], cancel: threading.Event | None = None
+    ) -> Running[tuple[int, Delta]]:
+        """Checks and encodes, then returns the running (row, delta) pairs of several prompts."""
+        resolved = self.options(**options)
+        eos = resolved.eos_token_id if resolved.eos_token_id is not None else self._eos
+        requests = [Request(self._ids(prompt), resolved, eos) for prompt in prompts]
+        return self._run(self.generator.start(requests, cancel=cancel), resolved, len(requests))
+
+    def _ids(self, prompt: Prompt) -> Sequence[int] | np.ndarray:
+        if not isinstance(prompt, str):
+            return prompt
+        ids = self.encode(prompt)
+        if not ids:
+            raise ValueError("the prompt is empty, and this model's tokenizer adds no beginning-of-text token: give some text")
+        return ids
+
+    def _run(self, batch: Batch, options: GenerationOptions, rows: int) -> Running[tuple[int, Delta]]:
+        texts = [_RowText(self.tokenizer, options) for _ in range(rows)]
+        with batch:
+            for event in batch:
+                text = texts[event.row]
+                piece = text.push(event)
+                if text.finish_reason is not None:
+                    batch.finish(event.row)
+                if piece or text.finish_reason is not None:
+                    yield event.row, text.delta(piece, batch.prompt_tokens(event.row), batch.cached_tokens(event.row))
+
+
+@dataclass(slots=True)
+class _RowText:
+    """Turns the events of one row into text."""
+
+    tokenizer: Tokenizer
+    options: GenerationOptions
+    finish_reason: str | None = None
+    count: int = 0
+    ids: list[int] = field(default_factory=list)  # since the last delta
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    decoder: Any = None
+    stops: Any = None
+
+    def __post_init__(self) -> None:
+        self.decoder = self.tokenizer.stream()
+        self.stops = StopMatcher(self.options.stop)
+
+    def push(self, event: Event) -> str:
+        """Returns the text that is certain after an event; sets finish_reason when the row is done."""
+        piece = ""
+        if event.token is not None:
+            self.count += 1
+            self.ids.append(event.token)
+            if event.logprob is not None:
+                self.logprobs.append(self._logprob(event))
+            if event.finish_reason != "stop":  # an eos token is no text, whatever its string
+                piece = self.stops.push(self.decoder.push(event.token))
+        self.finish_reason = event.finish_reason
+        if event.finish_reason is not None:
+            piece += self.stops.push(self.decoder.flush())
+        if self.stops.stopped:
+            self.finish_reason = "stop"
+        elif self.finish_reason is not None:
+            piece += self.stops.flush()
+        return piece
+
+    def delta(self, text: str, prompt_tokens: int, cached_tokens: int) -> Delta:
+        logprobs = tuple(self.logprobs) if self.options.logprobs is not None else None
+        delta = Delta(text, tuple(self.ids), self.finish_reason, logprobs, prompt_tokens, self.count, cached_tokens)
+        self.ids.clear()
+        self.logprobs.clear()
+        return delta
+
+    def _logprob(self, event: Event) -> TokenLogprob:
+        text = self.tokenizer.token_text
+        alternatives = tuple((i, text(i), p) for i, p in event.alternatives)
+        assert event.token is not None
+        assert event.logprob is not None
+        return TokenLogprob(event.token, text(event.token), event.logprob, alternatives)
+
+
+def _deltas(run: Running[tuple[int, Delta]]) -> Running[Delta]:
+    """The deltas of a run of one row; closing this closes the run."""
+    with contextlib.closing(run):
+        for _, delta in run:
+            yield delta
+
+
+def _join(deltas: Sequence[Delta]) -> Completion:
+    last = deltas[-1]
+    assert last.finish_reason is not None
+    return Completion(
+        text="".join(d.text for d in deltas),
+        token_ids=tuple(i for d in deltas for i in d.token_ids),
+        prompt_tokens=last.prompt_tokens,
+        completion_tokens=last.completion_tokens,
+        finish_reason=last.finish_reason,
+        logprobs=None if last.logprobs is None else tuple(p for d in deltas for p in d.logprobs or ()),
+        cached_tokens=last.cached_tokens,
+    )
+
+
+def _is_prompt(value: Any) -> bool:
+    """True for one prompt (text or a flat sequence of ids), False for a list of prompts."""
+    if isinstance(value, str):
+        return True
+    if isinstance(value, np.ndarray):
+        return value.ndim == 1
+    return len(value) > 0 and isinstance(value[0], (int, np.integer))
+
+
+def _first_given(*values: int | Sequence[int] | None) -> tuple[int, ...]:
+    """The first value that is not None, as a tuple of ids."""
+    for value in values:
+        if value is not None:
+            return (value,) if isinstance(value, int) else tuple(value)
+    return ()
+
+
+async def _iterate_in_thread(make: Callable[[threading.Event], Running[T]]) -> AsyncGenerator[T, None]:
+    """Yields the items of an iterator that a worker thread runs. When the consumer stops early, the event is set and the
+    worker closes its iterator after the step it is in; the event loop does not wait for it."""
+    loop = asyncio.get_running_loop()
+    queue: asyncio.Queue[tuple[T | None, BaseException | None, bool]] = asyncio.Queue()
+    cancel = threading.Event()
+
+    def put(item: T | None, error: BaseException | None = None, done: bool = False) -> None:
+        try:
+            loop.call_soon_threadsafe(queue.put_nowait, (item, error, done))
+        except RuntimeError:  # the loop was closed: nobody listens any more
+            cancel.set()
+
+    def work() -> None:
+        try:
+            with contextlib.closing(make(cancel)) as items:
+                for item in items:
+                    put(item)
+                    if cancel.is_set():
+                        break
+        except BaseException as error:
+            put(None, error, True)
+        else:
+            put(None, None, True)
+
+    # A thread of its own, because a long answer would occupy one of the loop's few executor threads; not a daemon, so that
+    # the interpreter does not end below it (the cancel event bounds how long it lives).
+    threading.Thread(target=work, name="lowbit-generate").start()
+    try:
+        while True:
+            item, error, done = await queue.get()
+            if error is not None:
+                raise error
+            if done:
+                return
+            yield item  # type: ignore[misc]
+    finally:
+        cancel.set()

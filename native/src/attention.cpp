@@ -1,0 +1,195 @@
+// Attention over the KV caches: rotation, storing, and a softmax that runs over blocks of keys, so that its scratch does not
+// grow with the context (Milakov & Gimelshein 2018, "Online normalizer calculation for softmax").
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "forward.h"
+
+namespace lowbit {
+namespace {
+
+constexpr int64_t kQueryRows = 32;  // (token, head) rows that share a pass over the keys
+
+int64_t query_rows(const ModelSpec& s) { return std::max(kQueryRows, s.heads / s.kv_heads); }
+
+void norm_head(const ModelSpec& s, const VectorKernels& v, const float* weight, int64_t n, float* x) {
+    if (s.qk_norm == NormKind::rms)
+        v.rms_norm(x, weight, s.norm_weight_offset, s.norm_eps, n, x);
+    else
+        v.layer_norm(x, weight, nullptr, s.norm_weight_offset, s.norm_eps, n, x);
+}
+
+void rotate(const Rope& rope, const float* table, float* x) {
+    const int64_t half = rope.dim / 2, step = rope.kind == RopeKind::half ? 1 : 2, pair = rope.kind == RopeKind::half ? half : 1;
+    const float *cos = table, *sin = table + half;
+    for (int64_t i = 0; i < half; i++) {
+        float &a = x[i * step], &b = x[i * step + pair];
+        const float rotated = a * cos[i] - b * sin[i];
+        b = b * cos[i] + a * sin[i];
+        a = rotated;
+    }
+}
+
+void store(const VectorKernels& v, DType dtype, const float* x, int64_t n, uint8_t* to) {
+    if (dtype == DType::fp16)
+        v.to_fp16(x, reinterpret_cast<uint16_t*>(to), n);
+    else if (dtype == DType::bf16)
+        v.to_bf16(x, reinterpret_cast<uint16_t*>(to), n);
+    else
+        std::memcpy(to, x, n * sizeof(float));
+}
+
+float query_scale(const ModelSpec& s, int64_t layer, int64_t position) {
+    float scale = s.attention_scale != 0 ? s.attention_scale : 1.0f / std::sqrt(static_cast<float>(s.head_dim));
+    if (!s.layer_attention_scale.empty()) scale *= s.layer_attention_scale[layer];
+    if (s.attention_logn_from > 1 && position >= s.attention_logn_from)
+        scale *= std::log(static_cast<float>(position + 1)) / std::log(static_cast<float>(s.attention_logn_from));
+    return scale;
+}
+
+// One pass over the keys for the queries of `tokens` rows from `first_row` that use kv head `head`.
+struct Block {
+    const Segment& segment;
+    int64_t first_row, tokens, head;
+};
+
+void attend_block(const AttentionContext& c, const Block& b, float* scratch) {
+    const ModelSpec& s = c.spec;
+    const VectorKernels& v = c.kernels.vector;
+    const int64_t group = s.heads / s.kv_heads, dim = s.head_dim, rows = b.tokens * group, most = query_rows(s);
+    float *q = scratch, *out = q + most * dim, *scores = out + most * dim, *largest = scores + most * kKvBlock, *sums = largest + most;
+
+    for (int64_t t = 0; t < b.tokens; t++)
+        std::memcpy(q + t * group * dim, c.scratch.qkv.row(b.first_row + t) + b.head * group * dim, group * dim * sizeof(float));
+    std::memset(out, 0, rows * dim * sizeof(float));
+    std::memset(sums, 0, rows * sizeof(float));
+
+    const KvCache& cache = *b.segment.cache;
+    const int64_t window = s.layer_window.empty() ? 0 : s.layer_window[c.layer];
+    const int64_t first = b.segment.first_position + b.first_row - b.segment.first_row, last = first + b.tokens - 1;
+    const int64_t begin = window ? std::max<int64_t>(0, first - window + 1) : 0;
+    for (int64_t block = begin / kKvBlock * kKvBlock; block <= last; block += kKvBlock) {
+        const int64_t count = std::min<int64_t>(kKvBlock, last + 1 - block);
+        v.attention_scores(q, rows, cache.keys(c.layer, b.head, block), cache.shape().dtype, cache.stride(), count, dim, scores, kKvBlock);
+        for (int64_t r = 0; r < rows; r++) {
+            const int64_t position = first + r / group;
+            const int64_t from = window ? std::max<int64_t>(0, position - window + 1 - block) : 0;
+            const int64_t to = std::min(count, position + 1 - block);
+            float* row = scores + r * kKvBlock;
+            if (from >= to) {
+                std::fill(row, row + count, 0.0f);
+                continue;
+            }
+            if (s.attention_softcap != 0)
+                for (int64_t t = from; t < to; t++) row[t] = s.attention_softcap * std::tanh(row[t] / s.attention_softcap);
+            if (!s.alibi_slopes.empty()) {
+                const float slope = s.alibi_slopes[b.head * group + r % group];
+                for (int64_t t = from; t < to; t++) row[t] += slope * static_cast<float>(block + t - position);
+            }
+            float top = v.max(row + from, to - from);
+            if (sums[r] != 0) {
+                top = std::max(top, largest[r]);
+                const float shrink = std::exp(largest[r] - top);
+                if (shrink != 1.0f) {
+                    sums[r] *= shrink;
+                    for (int64_t d = 0; d < dim; d++) out[r * dim + d] *= shrink;
+                }
+            }
+            largest[r] = top;
+            sums[r] += v.exp_sum(row + from, top, to - from);
+            std::fill(row, row + from, 0.0f);
+            std::fill(row + to, row + count, 0.0f);
+        }
+        v.attention_values(scores, kKvBlock, rows, cache.values(c.layer, b.head, block), cache.shape().dtype, cache.stride(), count, dim, out);
+    }
+
+    const bool whole_groups = dim % kAtomK == 0;
+    for (int64_t t = 0; t < b.tokens; t++) {
+        const int64_t column = b.head * group * dim;
+        float* to = c.scratch.attended.row(b.first_row + t) + column;
+        for (int64_t h = 0; h < group; h++) {
+            const int64_t r = t * group + h;
+            const float inverse = 1.0f / sums[r];
+            for (int64_t d = 0; d < dim; d++) to[h * dim + d] = out[r * dim + d] * inverse;
+        }
+        if (whole_groups) quantize_columns(c.kernels, c.attended, b.first_row + t, column, column + group * dim);
+    }
+}
+
+}  // namespace
+
+int64_t attention_floats(const ModelSpec& s) { return query_rows(s) * (2 * s.head_dim + kKvBlock + 2); }
+
+void fill_ropes(const Team& team, const ModelSpec& spec, const Chunk& chunk, const RopeTables& tables) {
+    const int64_t ropes = static_cast<int64_t>(spec.ropes.size());
+    for_share(team, static_cast<int64_t>(chunk.rows.size()), ropes, 1, [&](int64_t row, int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; i++) {
+            const Rope& rope = spec.ropes[i];
+            const bool long_context = !rope.inv_freq_long.empty() && chunk.rows[row].cache->shape().capacity > rope.long_from;
+            const std::vector<float>& inv_freq = long_context ? rope.inv_freq_long : rope.inv_freq;
+            const float scale = long_context ? rope.scale_long : rope.scale;
+            float *cos = tables.at(static_cast<int>(i), row), *sin = cos + rope.dim / 2;
+            for (int d = 0; d < rope.dim / 2; d++) {
+                const float angle = static_cast<float>(chunk.rows[row].position) * inv_freq[d];
+                cos[d] = std::cos(angle) * scale;
+                sin[d] = std::sin(angle) * scale;
+            }
+        }
+    });
+}
+
+void rotate_and_store(const Team& team, const AttentionContext& c) {
+    const ModelSpec& s = c.spec;
+    const VectorKernels& v = c.kernels.vector;
+    const int64_t dim = s.head_dim, group = s.heads / s.kv_heads;
+    const int rope_index = s.layer_rope.empty() ? -1 : s.layer_rope[c.layer];
+    // A norm over all heads needs its row in one hand; else a kv head and its queries are a unit of work.
+    const int64_t unit = s.qk_norm_whole ? s.kv_heads : 1;
+    for_share(team, static_cast<int64_t>(c.chunk.rows.size()), s.kv_heads, unit, [&](int64_t row, int64_t first, int64_t last) {
+        const Row& info = c.chunk.rows[row];
+        const KvCache& cache = *info.cache;
+        float *q = c.scratch.qkv.row(row), *k = q + s.heads * dim, *value = k + s.kv_heads * dim;
+        if (s.clip_qkv != 0) {
+            const auto clip = [&](float* x, int64_t n) {
+                for (int64_t i = 0; i < n; i++) x[i] = x[i] > s.clip_qkv ? s.clip_qkv : x[i] < -s.clip_qkv ? -s.clip_qkv : x[i];
+            };
+            clip(q + first * group * dim, (last - first) * group * dim);
+            clip(k + first * dim, (last - first) * dim);
+            clip(value + first * dim, (last - first) * dim);
+        }
+        if (s.qk_norm_whole) {
+            if (c.weights.q_norm) norm_head(s, v, c.weights.q_norm, s.heads * dim, q);
+            if (c.weights.k_norm) norm_head(s, v, c.weights.k_norm, s.kv_heads * dim, k);
+        }
+        const float scale = query_scale(s, c.layer, info.position);
+        const float* table = rope_index >= 0 ? c.scratch.ropes.at(rope_index, row) : nullptr;
+        for (int64_t head = first * group; head < last * group; head++) {
+            float* x = q + head * dim;
+            if (c.weights.q_norm && !s.qk_norm_whole) norm_head(s, v, c.weights.q_norm + (c.weights.q_norm_per_head ? head * dim : 0), dim, x);
+            if (table) rotate(s.ropes[rope_index], table, x);
+            for (int64_t d = 0; d < dim; d++) x[d] *= scale;
+        }
+        for (int64_t head = first; head < last; head++) {
+            float* x = k + head * dim;
+            if (c.weights.k_norm && !s.qk_norm_whole) norm_head(s, v, c.weights.k_norm + (c.weights.k_norm_per_head ? head * dim : 0), dim, x);
+            if (table) rotate(s.ropes[rope_index], table, x);
+            store(v, cache.shape().dtype, x, dim, cache.keys(c.layer, head, info.position));
+            store(v, cache.shape().dtype, value + head * dim, dim, cache.values(c.layer, head, info.position));
+        }
+    });
+}
+
+bool attend(const Team& team, const AttentionContext& c) {
+    const int64_t group = c.spec.heads / c.spec.kv_heads, tokens = std::max<int64_t>(1, query_rows(c.spec) / group);
+    float* scratch = c.scratch.attention + team.id() * c.scratch.attention_stride;
+    int64_t unit = 0;  // later blocks of a prompt see more keys: dealing them out in turn evens that
+    for (const Segment& segment : c.chunk.segments)
+        for (int64_t at = 0; at < segment.rows; at += tokens)
+            for (int64_t head = 0; head < c.spec.kv_heads; head++)
+                if (unit++ % team.size() == team.id())
+                    attend_block(c, {segment, segment.first_row + at, std::min(tokens, segment.rows - at), head}, scratch);
+    return c.spec.head_dim % kAtomK == 0;
+}
+
+}  // namespace lowbit

@@ -1,0 +1,213 @@
+// The decoder's door: checks a call, cuts it into chunks, keeps the scratch, enters the thread pool once.
+#include "lowbit/decoder.h"
+
+#include <algorithm>
+#include <mutex>
+#include <stdexcept>
+#include <unordered_set>
+
+#include "forward.h"
+
+namespace lowbit {
+namespace {
+
+constexpr int64_t kChunkRows = 512;  // of a long prompt; bounds the scratch
+
+int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+// Floats per row: whole cache lines, never a multiple of 4 KiB (rows would compete for the same cache sets).
+int64_t row_stride(int64_t columns) {
+    const int64_t floats = round_up(columns, kLine / 4);
+    return floats % 1024 ? floats : floats + kLine / 4;
+}
+
+// Carves aligned pieces off a reservation; without one it only counts.
+class Carver {
+public:
+    explicit Carver(uint8_t* base) : base_(base) {}
+
+    float* take(int64_t bytes) {
+        const size_t at = used_;
+        used_ += static_cast<size_t>(round_up(bytes, 4096));
+        return base_ ? reinterpret_cast<float*>(base_ + at) : nullptr;
+    }
+    size_t used() const { return used_; }
+
+private:
+    uint8_t* base_;
+    size_t used_ = 0;
+};
+
+}  // namespace
+
+struct Decoder::Impl {
+    const ModelSpec spec;
+    const DecoderWeights weights;
+    const Compute compute;
+    const KernelTable& kernels;
+    ResolvedWeights resolved;
+    std::mutex entry;  // one pass at a time: the scratch is shared
+    Scratch scratch;
+    bool profiling = false;
+    PhaseTimes times;
+
+    Impl(ModelSpec s, DecoderWeights w, Compute c, Tier tier)
+        : spec(std::move(s)), weights(std::move(w)), compute(c), kernels(kernel_table(tier)) {
+        check_spec(spec);
+        resolved = resolve_weights(spec, weights);
+        plan_buffers();
+    }
+
+    void plan_buffers();
+    void carve(Carver& carver, int64_t rows, int threads);
+    void reserve(int64_t rows, int threads);
+    void check(const std::vector<Part>& parts) const;
+    std::vector<Chunk> plan(const std::vector<Part>& parts, float* logits) const;
+};
+
+// Widths, once: an input buffer is as wide as its widest reader, an output buffer has room for whole panels.
+void Decoder::Impl::plan_buffers() {
+    const auto read_by = [&](InputBuffer& buffer, int64_t k, std::initializer_list<const Matrix*> readers) {
+        for (const Matrix* m : readers) {
+            if (!*m) continue;
+            buffer.k = k;
+            buffer.k_padded = std::max(buffer.k_padded, m->weight->layout.k_padded);
+            if (compute == Compute::int8 && has_int8_compute(*m->weight->format)) buffer.compute = Compute::int8;
+        }
+        if (buffer.k) buffer.stride = row_stride(std::max(buffer.k_padded, round_up(k, kPanelRows)));
+    };
+    const auto written_by = [&](OutputBuffer& buffer, int64_t columns) { buffer.stride = row_stride(round_up(columns, kPanelRows)); };
+
+    const ResolvedWeights& w = resolved;
+    const bool separate = spec.residual == Residual::parallel_separate;
+    for (const LayerWeights& l : w.layers) {
+        read_by(scratch.normed, spec.hidden_size, {&l.qkv});
+        read_by(separate ? scratch.ffn_normed : scratch.normed, spec.hidden_size, {&l.up});
+        read_by(scratch.attended, spec.heads * spec.head_dim, {&l.o});
+        read_by(scratch.activated, spec.ffn_size, {&l.down});
+    }
+    read_by(scratch.normed, spec.hidden_size, {w.head_in ? &w.head_in : &w.head});
+    if (w.embedding_in) read_by(scratch.word, w.word_size, {&w.embedding_in});
+    if (w.head_in) read_by(scratch.word, w.head_in.weight->layout.rows, {&w.head});
+
+    written_by(scratch.x, spec.hidden_size);
+    written_by(scratch.attention_delta, spec.hidden_size);
+    written_by(scratch.ffn_delta, spec.hidden_size);
+    written_by(scratch.qkv, (spec.heads + 2 * spec.kv_heads) * spec.head_dim);
+    written_by(scratch.up, w.layers.front().up.weight->layout.rows);
+    written_by(scratch.logits, spec.vocab_size);
+    for (const Rope& rope : spec.ropes) scratch.ropes.row_stride = std::max<int64_t>(scratch.ropes.row_stride, rope.dim);
+}
+
+void Decoder::Impl::carve(Carver& carver, int64_t rows, int threads) {
+    Scratch& s = scratch;
+    for (OutputBuffer* b : {&s.x, &s.attention_delta, &s.ffn_delta, &s.qkv, &s.up}) b->data = carver.take(rows * b->stride * 4);
+    for (InputBuffer* b : {&s.normed, &s.ffn_normed, &s.attended, &s.activated, &s.word}) {
+        b->data = carver.take(rows * b->stride * 4);
+        b->quantized = b->compute == Compute::int8 ? carver.take(static_cast<int64_t>(linear_input_bytes(rows, b->k_padded))) : nullptr;
+    }
+    s.logits.data = carver.take(spec.vocab_size % kPanelRows ? std::min(rows, kHeadRows) * s.logits.stride * 4 : 0);
+    s.ropes.rope_stride = rows * s.ropes.row_stride;
+    s.ropes.data = carver.take(static_cast<int64_t>(spec.ropes.size()) * s.ropes.rope_stride * 4);
+    s.attention_stride = round_up(attention_floats(spec), 1024);
+    s.attention = carver.take(threads * s.attention_stride * 4);
+}
+
+void Decoder::Impl::reserve(int64_t rows, int threads) {
+    if (rows <= scratch.rows && threads <= scratch.threads) return;
+    rows = std::max(rows, scratch.rows);
+    threads = std::max(threads, scratch.threads);
+    Carver count(nullptr);
+    carve(count, rows, threads);
+    scratch.rows = 0;  // the pointers are void until the memory is there
+    scratch.memory = Reservation();
+    scratch.memory = Reservation(count.used());
+    Carver cut(scratch.memory.data());
+    carve(cut, rows, threads);
+    scratch.rows = rows;
+    scratch.threads = threads;
+}
+
+void Decoder::Impl::check(const std::vector<Part>& parts) const {
+    std::unordered_set<const KvCache*> seen;
+    for (const Part& part : parts) {
+        if (part.count < 1) throw std::invalid_argument("a part has no tokens; give each session at least one");
+        if (!seen.insert(part.cache).second) throw std::invalid_argument("a KvCache stands in two parts of one call; join their tokens");
+        const KvShape& have = part.cache->shape();
+        if (have.layers != spec.layers || have.kv_heads != spec.kv_heads || have.head_dim != spec.head_dim)
+            throw std::invalid_argument("a KvCache for " + std::to_string(have.layers) + " layers of " + std::to_string(have.kv_heads) + " heads of " +
+                                        std::to_string(have.head_dim) + " does not fit this " + spec.family + " model (" + std::to_string(spec.layers) +
+                                        ", " + std::to_string(spec.kv_heads) + ", " + std::to_string(spec.head_dim) + ")");
+        const int64_t end = part.cache->length() + part.count;
+        const auto too_long = [&](const char* what, int64_t room) {
+            throw std::length_error(std::to_string(part.count) + " tokens after " + std::to_string(part.cache->length()) + " make " + std::to_string(end) +
+                                    ", but " + what + " " + std::to_string(room) + "; shorten the prompt or raise the context");
+        };
+        if (end > have.capacity) too_long("the session's context is", have.capacity);
+        if (resolved.position_embedding && end + spec.learned_position_offset > resolved.position_embedding.weight->layout.rows)
+            too_long("the model's learned positions are", resolved.position_embedding.weight->layout.rows - spec.learned_position_offset);
+        for (int64_t i = 0; i < part.count; i++)
+            if (part.tokens[i] < 0 || part.tokens[i] >= spec.vocab_size)
+                throw std::invalid_argument("token id " + std::to_string(part.tokens[i]) + " is outside the vocabulary of " + std::to_string(spec.vocab_size));
+    }
+}
+
+std::vector<Chunk> Decoder::Impl::plan(const std::vector<Part>& parts, float* logits) const {
+    std::vector<Chunk> chunks;
+    for (const Part& part : parts) {
+        for (int64_t done = 0; done < part.count;) {
+            if (chunks.empty() || static_cast<int64_t>(chunks.back().rows.size()) == kChunkRows) {
+                chunks.emplace_back();
+                chunks.back().logits = logits;
+            }
+            Chunk& chunk = chunks.back();
+            const int64_t first_row = static_cast<int64_t>(chunk.rows.size());
+            const int64_t count = std::min(kChunkRows - first_row, part.count - done), position = part.cache->length() + done;
+            chunk.segments.push_back({first_row, count, position, part.cache});
+            for (int64_t i = 0; i < count; i++) {
+                chunk.rows.push_back({part.cache, part.tokens[done + i], position + i});
+                if (part.all_logits || done + i + 1 == part.count) {
+                    chunk.logit_rows.push_back(first_row + i);
+                    logits += spec.vocab_size;
+                }
+            }
+            done += count;
+        }
+    }
+    return chunks;
+}
+
+Decoder::Decoder(ModelSpec spec, DecoderWeights weights, Compute compute, Tier tier)
+    : impl_(std::make_unique<Impl>(std::move(spec), std::move(weights), compute, tier)) {}
+Decoder::~Decoder() = default;
+
+const ModelSpec& Decoder::spec() const { return impl_->spec; }
+
+void Decoder::forward(ThreadPool& pool, const std::vector<Part>& parts, float* logits) {
+    if (parts.empty()) return;
+    Impl& d = *impl_;
+    std::lock_guard<std::mutex> guard(d.entry);
+    d.check(parts);
+    const std::vector<Chunk> chunks = d.plan(parts, logits);
+    int64_t rows = 0;
+    for (const Chunk& chunk : chunks) rows = std::max(rows, static_cast<int64_t>(chunk.rows.size()));
+    d.reserve(rows, pool.size());
+    const Engine engine{d.spec, d.resolved, d.kernels, d.scratch, d.profiling ? &d.times : nullptr};
+    pool.run([&](Team& team) {
+        for (const Chunk& chunk : chunks) run_chunk(team, engine, chunk);
+    });
+    for (const Part& part : parts) part.cache->advance(part.count);
+}
+
+void Decoder::profile(bool on) {
+    std::lock_guard<std::mutex> guard(impl_->entry);
+    impl_->profiling = on;
+    impl_->times = {};
+}
+
+PhaseTimes Decoder::phase_times() const {
+    std::lock_guard<std::mutex> guard(impl_->entry);
+    return impl_->times;
+}
+
+}  // namespace lowbit

@@ -1,0 +1,130 @@
+// One forward pass as its phases see it: which row is which token of which session, and where activations live.
+#pragma once
+#include <vector>
+
+#include "decoder_weights.h"
+#include "lowbit/memory.h"
+
+namespace lowbit {
+
+struct Row {
+    KvCache* cache;
+    int32_t token;
+    int64_t position;
+};
+
+// Rows of one part that stand together in a chunk.
+struct Segment {
+    int64_t first_row, rows, first_position;
+    KvCache* cache;
+};
+
+// A bounded number of rows that go through all layers together.
+struct Chunk {
+    std::vector<Row> rows;
+    std::vector<Segment> segments;
+    std::vector<int64_t> logit_rows;  // rows of this chunk whose logits are wanted, ascending
+    float* logits = nullptr;          // of the first of them
+};
+
+// Activations [rows][stride] that a linear product reads, with room for their quantised form. Columns past k stay zero.
+struct InputBuffer {
+    float* data = nullptr;
+    int64_t stride = 0, k = 0, k_padded = 0;
+    Compute compute = Compute::fp32;  // int8 when a reader of this buffer computes so
+    void* quantized = nullptr;
+
+    float* row(int64_t r) const { return data + r * stride; }
+    LinearInput input(int64_t rows) const {
+        if (compute == Compute::int8) return linear_input(data, stride, rows, k, k_padded, compute, quantized);
+        return {{data, stride, rows}, {}, k, Compute::fp32};
+    }
+};
+
+struct OutputBuffer {
+    float* data = nullptr;
+    int64_t stride = 0;
+
+    float* row(int64_t r) const { return data + r * stride; }
+};
+
+// cos and sin of the rows of a chunk, [rope][row][dim/2 cos, dim/2 sin].
+struct RopeTables {
+    float* data = nullptr;
+    int64_t row_stride = 0, rope_stride = 0;
+
+    float* at(int rope, int64_t row) const { return data + rope * rope_stride + row * row_stride; }
+};
+
+inline constexpr int64_t kHeadRows = 64;  // rows of logits computed at once where they need a padded copy
+
+struct Scratch {
+    Reservation memory;
+    int64_t rows = 0;
+    int threads = 0;
+    OutputBuffer x, attention_delta, ffn_delta, qkv, up, logits;
+    InputBuffer normed, ffn_normed, attended, activated, word;
+    RopeTables ropes;
+    float* attention = nullptr;  // attention_floats() per thread
+    int64_t attention_stride = 0;
+};
+
+// Calls fn(row, begin, end) for this member's share of [rows] x [columns], cut at multiples of `step` columns.
+template <class F>
+void for_share(const Team& team, int64_t rows, int64_t columns, int64_t step, F&& fn) {
+    const int64_t pieces = (columns + step - 1) / step;
+    const Team::Range mine = team.slice(rows * pieces);
+    for (int64_t i = mine.begin; i < mine.end;) {
+        const int64_t row = i / pieces, first = i % pieces;
+        const int64_t last = first + (mine.end - i) < pieces ? first + (mine.end - i) : pieces;
+        fn(row, first * step, last * step < columns ? last * step : columns);
+        i += last - first;
+    }
+}
+
+// Quantises columns [begin, end) of a row of `input`; begin is a multiple of 32, end too or k (then the padding is written).
+inline void quantize_columns(const KernelTable& kernels, const LinearInput& input, int64_t row, int64_t begin, int64_t end) {
+    if (input.compute != Compute::int8) return;
+    const QuantizedRows& q = input.quantized;
+    const int64_t padded_end = end == input.k ? q.k_padded : end, group = row * (q.k_padded / kAtomK) + begin / kAtomK;
+    kernels.linear.quantize_row(input.rows.data + row * input.rows.stride + begin, end - begin, padded_end - begin,
+                                q.codes + row * q.k_padded + begin, q.scales + group, q.sums + group);
+}
+
+// What all chunks of a pass share.
+struct Engine {
+    const ModelSpec& spec;
+    const ResolvedWeights& weights;
+    const KernelTable& kernels;
+    const Scratch& scratch;
+    PhaseTimes* times;  // null unless profiling
+};
+
+// Collective: all layers, then the logits asked for. Ends with a barrier. (forward.cpp)
+void run_chunk(Team& team, const Engine& engine, const Chunk& chunk);
+
+// ---- attention.cpp ----
+
+struct AttentionContext {
+    const ModelSpec& spec;
+    const KernelTable& kernels;
+    const LayerWeights& weights;
+    int64_t layer;
+    const Chunk& chunk;
+    const Scratch& scratch;
+    const LinearInput& attended;
+};
+
+int64_t attention_floats(const ModelSpec& spec);  // scratch of one thread
+
+// Collective, no barrier inside. Fills the rope tables of a chunk.
+void fill_ropes(const Team& team, const ModelSpec& spec, const Chunk& chunk, const RopeTables& tables);
+
+// Collective, no barrier inside. From projected q, k, v: clipping, q and k norms, rotation, scaling of q; writes k and v to the caches.
+void rotate_and_store(const Team& team, const AttentionContext& c);
+
+// Collective, no barrier inside. Attention of all rows into scratch.attended, quantised there when heads are whole groups of
+// 32 (returns true), else left to the caller.
+bool attend(const Team& team, const AttentionContext& c);
+
+}  // namespace lowbit
