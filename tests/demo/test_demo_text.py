@@ -1,0 +1,134 @@
+"""The generators behind the demo model: repeatable, consistent, and honest about what is held out."""
+
+import re
+import sys
+from itertools import islice
+from pathlib import Path
+from random import Random
+
+import pytest
+
+DEMO = Path(__file__).parents[2] / "demo"
+sys.path.insert(0, str(DEMO))
+
+import facts  # noqa: E402
+import stories  # noqa: E402
+import text  # noqa: E402
+import words  # noqa: E402
+
+STYLES = ["chat", *text.STYLES]
+
+
+def flat(document):
+    return "".join(piece for piece, _ in document)
+
+
+def test_documents_depend_only_on_the_seed():
+    first = list(islice(text.documents(seed=7), 300))
+    assert first == list(islice(text.documents(seed=7), 300))
+    assert first != list(islice(text.documents(seed=8), 300))
+
+
+def test_documents_begin_once_and_end_with_an_end_token():
+    for document in islice(text.documents(seed=3), 1000):
+        whole = flat(document)
+        assert whole.startswith(text.BEGIN) and whole.count(text.BEGIN) == 1
+        assert whole.endswith((text.END, text.END_OF_TEXT))
+        assert {role for _, role in document} <= {"story", "context", "question", "answer", "free"}
+
+
+def test_text_is_ascii_without_unfilled_slots_or_doubled_blanks():
+    for document in islice(text.documents(seed=5), 2000):
+        whole = flat(document)
+        assert whole.isascii()
+        assert not re.search(r"\{\w*\}", whole), whole
+        assert "  " not in whole, whole
+
+
+def test_later_stages_bring_longer_documents():
+    short = [len(flat(d)) for d in islice(text.documents(seed=1, stage=0.0), 500)]
+    long = [len(flat(d)) for d in islice(text.documents(seed=1, stage=1.0), 500)]
+    assert sum(long) > 1.2 * sum(short)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_answers_occur_in_their_context(style):
+    for question in text.evaluation(seed=1, style=style, count=400):
+        assert question.context in question.prompt
+        if question.answer == facts.UNKNOWN:
+            continue
+        phrase = question.answer.removesuffix(".")
+        # only the first letter may differ: "The Tazo lamp costs 5 euros." answers "the Tazo lamp."
+        assert phrase in question.context or phrase[:1].upper() + phrase[1:] in question.context
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_evaluation_is_repeatable_and_mostly_answerable(style):
+    questions = text.evaluation(seed=4, style=style, count=500)
+    assert questions == text.evaluation(seed=4, style=style, count=500)
+    assert questions != text.evaluation(seed=5, style=style, count=500)
+    assert 0.04 < sum(q.answer == facts.UNKNOWN for q in questions) / 500 < 0.12
+
+
+def test_a_question_has_one_answer_in_its_context():
+    source = words.Words(Random(11))
+    for _ in range(500):
+        quiz = facts.make_quiz(source, 8, passages=2, asked=4)
+        answers = dict(quiz.questions)
+        assert all(answers[q] == a for q, a in quiz.questions)
+
+
+def test_unanswerable_questions_come_as_often_as_asked_for_and_never_twice():
+    source = words.Words(Random(12))
+    seen = 0
+    for _ in range(300):
+        quiz = facts.make_quiz(source, 4, asked=3, unknown=0.5)
+        asked = {q: a for q, a in quiz.questions}
+        assert len(asked) == len(quiz.questions)
+        seen += sum(a == facts.UNKNOWN for a in asked.values())
+    assert seen > 200
+
+
+def test_held_out_names_never_occur_in_training():
+    train, held = words.Words(Random(1)), words.Words(Random(1), held_out=True)
+    trained = {train.invented() for _ in range(3000)}
+    reserved = {held.invented() for _ in range(3000)}
+    assert not trained & reserved
+    assert all(words.is_held_out(name) for name in reserved)
+    seen = " ".join(flat(d) for d in islice(text.documents(seed=2), 1500))
+    seen = set(re.findall(r"[A-Za-z]+", seen))
+    assert not {n for n in reserved if len(n) > 6} & seen
+
+
+def test_stories_are_about_who_was_asked_for():
+    for number, kind in enumerate(["fox", "owl", "girl"] * 30):
+        story = stories.make_story(Random(number), kind)
+        assert f" {kind} " in story.replace(",", " ").replace(".", " ") or kind == "girl"
+        assert story.startswith(("Once", "One day", "There once", "Long ago"))
+        assert 250 < len(story) < 1500
+        assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", story), story
+
+
+def test_chat_template_and_render_chat_agree():
+    jinja2 = pytest.importorskip("jinja2")
+    template = jinja2.Environment().from_string(text.CHAT_TEMPLATE)
+    messages = [
+        {"role": "system", "content": "You are a helpful assistant."},
+        {"role": "user", "content": " Hello! \n"},
+        {"role": "assistant", "content": "Hello! How can I help you?"},
+        {"role": "user", "content": "What is AI?"},
+    ]
+    for add in (True, False):
+        rendered = template.render(messages=messages, add_generation_prompt=add, bos_token=text.BEGIN)
+        assert rendered == text.BEGIN + text.render_chat(messages, add)
+        assert rendered.endswith(text.ASSISTANT if add else text.END)
+
+
+def test_committed_tokenizer_carries_the_same_template():
+    import json
+
+    folder = DEMO / "model"
+    if not folder.exists():
+        pytest.skip("demo/model has not been trained yet")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    assert settings["chat_template"] == text.CHAT_TEMPLATE
