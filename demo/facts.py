@@ -1,130 +1,23 @@
 """Facts, the contexts that state them, and questions whose answer is a phrase of the context.
 
-`RELATIONS` is the table of fixed relations; `_attribute_fact` and `_event_fact` add open-ended ones ("The motto of X is
-Y.", "X hid the old lamp in the mill in 1923."). A quiz is a context and questions about it; its distractors state the
-same relation about other subjects and other relations about the same subject.
+`relations.py` is the table of fixed relations; `_attribute_fact` and `_event_fact` add open-ended ones ("The motto of
+X is Y.", "X hid the old lamp in the mill in 1923."). A quiz is a context and questions about it; its distractors state
+the same relation about other subjects and other relations about the same subject.
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from random import Random
 
+from relations import BY_SUBJECT, FILLERS, RELATIONS, SUBJECT_KINDS
 from stories import make_story
 from words import VERBS, Words, capital
 
 UNKNOWN = "I do not know."
 
-# (subject kind, value kind, statements, questions about the value, questions about the subject)
-RELATIONS = [
-    ("person", "town", "{s} lives in {v}.|{s} has a house in {v}.|The home of {s} is in {v}.|{s} moved to {v} last year.",
-     "Where does {s} live?|In which town does {s} live?|Where is the home of {s}?", "Who lives in {v}?"),
-    ("person", "town", "{s} was born in {v}.|{s} grew up in {v}.|The birthplace of {s} is {v}.",
-     "Where was {s} born?|What is the birthplace of {s}?|In which town was {s} born?", "Who was born in {v}?"),
-    ("person", "job", "{s} is {v}.|{s} works as {v}.|By profession, {s} is {v}.|{s} earns a living as {v}.",
-     "What is the job of {s}?|What does {s} do for a living?|What does {s} work as?", "Who is {v}?|Who works as {v}?"),
-    ("person", "food", "{s} likes to eat {v}.|{s} loves {v}.|The favourite food of {s} is {v}.",
-     "What does {s} like to eat?|What is the favourite food of {s}?", "Who likes to eat {v}?|Who loves {v}?"),
-    ("person", "animal", "{s} has {v}.|{s} owns {v}.|{s} keeps {v} at home.|The pet of {s} is {v}.",
-     "What pet does {s} have?|Which animal does {s} own?|What is the pet of {s}?", "Who has {v}?|Who owns {v}?"),
-    ("person", "hobby", "{s} enjoys {v}.|The hobby of {s} is {v}.|In the evening {s} likes {v}.",
-     "What is the hobby of {s}?|What does {s} enjoy?", "Who enjoys {v}?"),
-    ("person", "age", "{s} is {v} years old.|The age of {s} is {v}.", "How old is {s}?|What is the age of {s}?",
-     "Who is {v} years old?"),
-    ("person", "colour", "The favourite colour of {s} is {v}.|{s} likes the colour {v} best.|{s} always wears {v}.",
-     "What is the favourite colour of {s}?|Which colour does {s} like best?", ""),
-    ("person", "person", "{s} is married to {v}.|{s} married {v}.", "Who is {s} married to?|Who did {s} marry?", ""),
-    ("person", "company", "{s} works for {v}.|{s} works at {v}.|The employer of {s} is {v}.",
-     "Who does {s} work for?|Which company does {s} work for?|Where does {s} work?", "Who works for {v}?"),
-    ("person", "language", "{s} speaks {v}.|{s} is learning {v}.", "Which language does {s} speak?|What does {s} speak?",
-     "Who speaks {v}?"),
-    ("person", "day", "{s} visits the market on {v}.|{s} goes to the market every {v}.",
-     "On which day does {s} visit the market?|When does {s} go to the market?", ""),
-    ("country", "town", "The capital of {s} is {v}.|{v} is the capital of {s}.|{s} has its capital in {v}.|"
-     "The capital city of {s} is called {v}.", "What is the capital of {s}?|Which town is the capital of {s}?|"
-     "What is the name of the capital of {s}?", "Which country has the capital {v}?|{v} is the capital of which country?"),
-    ("country", "language", "People in {s} speak {v}.|The language of {s} is {v}.|In {s}, everybody speaks {v}.",
-     "Which language do people speak in {s}?|What language is spoken in {s}?|What is the language of {s}?", ""),
-    ("country", "currency", "The currency of {s} is {v}.|People in {s} pay with {v}.", "What is the currency of {s}?|"
-     "What do people in {s} pay with?", ""),
-    ("country", "person", "The president of {s} is {v}.|{v} is the president of {s}.|{s} is ruled by {v}.",
-     "Who is the president of {s}?|Who rules {s}?", "Which country is ruled by {v}?"),
-    ("town", "person", "The mayor of {s} is {v}.|{v} is the mayor of {s}.|{s} has a mayor called {v}.",
-     "Who is the mayor of {s}?|What is the name of the mayor of {s}?", "{v} is the mayor of which town?"),
-    ("town", "number", "{s} has {v} inhabitants.|The population of {s} is {v}.|{v} people live in {s}.",
-     "How many inhabitants does {s} have?|What is the population of {s}?|How many people live in {s}?", ""),
-    ("town", "food", "{s} is famous for {v}.|{s} is known for its {v}.", "What is {s} famous for?|What is {s} known for?",
-     "Which town is famous for {v}?"),
-    ("town", "country", "{s} is a town in {v}.|{s} lies in {v}.|{s} is in the north of {v}.",
-     "In which country is {s}?|Where is {s}?", ""),
-    ("company", "year", "{s} was founded in {v}.|The company {s} was founded in {v}.|{s} was started in the year {v}.",
-     "When was {s} founded?|In which year was {s} founded?|When was the company {s} started?", "Which company was founded in {v}?"),
-    ("company", "person", "{s} was founded by {v}.|{v} founded {s}.|The founder of {s} is {v}.",
-     "Who founded {s}?|Who is the founder of {s}?", "Which company did {v} found?"),
-    ("company", "person", "The head of {s} is {v}.|{s} is led by {v}.|{v} runs the company {s}.",
-     "Who is the head of {s}?|Who leads {s}?|Who runs {s}?", ""),
-    ("company", "product", "{s} makes {v}.|The company {s} sells {v}.", "What does {s} make?|What does the company {s} sell?",
-     "Who makes {v}?"),
-    ("company", "town", "{s} has its office in {v}.|The company {s} is based in {v}.|The headquarters of {s} are in {v}.",
-     "Where is {s} based?|Where is the office of {s}?|Where are the headquarters of {s}?", ""),
-    ("company", "number", "{s} has {v} employees.|{s} employs {v} people.|{v} people work for {s}.",
-     "How many employees does {s} have?|How many people does {s} employ?|How many people work for {s}?", ""),
-    ("product", "price", "{s} costs {v}.|The price of {s} is {v}.|You can buy {s} for {v}.",
-     "How much does {s} cost?|What is the price of {s}?|What does {s} cost?", "What costs {v}?"),
-    ("product", "colour", "{s} is {v}.|The colour of {s} is {v}.|{s} is painted {v}.", "What colour is {s}?|"
-     "What is the colour of {s}?|Which colour does {s} have?", ""),
-    ("product", "material", "{s} is made of {v}.|{s} is built from {v}.", "What is {s} made of?|Which material is {s} made of?", ""),
-    ("product", "duration", "The battery of {s} lasts {v}.|{s} runs for {v}.", "How long does the battery of {s} last?|"
-     "How long does {s} run?", ""),
-    ("thing", "place", "{s} is in {v}.|{s} is kept in {v}.|You can find {s} in {v}.|{s} stands behind {v}.",
-     "Where is {s}?|Where is {s} kept?|Where can I find {s}?", "What is in {v}?|What is kept in {v}?"),
-    ("thing", "colour", "{s} in the hall is {v}.", "What colour is {s} in the hall?", ""),
-    ("thing", "person", "{s} belongs to {v}.|The owner of {s} is {v}.", "Who owns {s}?|Who does {s} belong to?|"
-     "Who is the owner of {s}?", "What belongs to {v}?"),
-    ("place", "time", "{s} opens at {v}.|{s} is open from {v}.", "When does {s} open?|At what time does {s} open?",
-     "What opens at {v}?"),
-    ("place", "time", "{s} closes at {v}.|{s} is open until {v}.", "When does {s} close?|At what time does {s} close?", ""),
-    ("ship", "person", "The captain of {s} is {v}.|{s} is sailed by {v}.", "Who is the captain of {s}?|Who sails {s}?",
-     "Which ship is sailed by {v}?"),
-    ("ship", "town", "{s} sails to {v}.|{s} is on its way to {v}.", "Where does {s} sail to?|Where is {s} going?", ""),
-    ("ship", "month", "{s} leaves in {v}.|{s} sails in {v}.", "When does {s} leave?|In which month does {s} sail?", ""),
-    ("flag", "action", "The flag {s} {v}.|The option {s} {v}.|With {s}, the program {v}.",
-     "What does the flag {s} do?|What does {s} do?|What does the option {s} do?", "Which flag {v}?|Which option {v}?"),
-    ("function", "action", "The function {s} {v}.|Calling {s} {v}.", "What does the function {s} do?|What does {s} do?",
-     "Which function {v}?"),
-    ("function", "file", "The function {s} is defined in {v}.|{s} is in the file {v}.", "Where is {s} defined?|"
-     "Which file defines {s}?|In which file is {s}?", ""),
-    ("file", "thing", "The file {s} describes {v}.|{s} contains notes about {v}.", "What does the file {s} describe?|"
-     "What does {s} contain notes about?", "Which file describes {v}?"),
-    ("format", "bits", "The format {s} needs {v}.|{s} uses {v} per group.", "How much does the format {s} need?|"
-     "How much does {s} use per group?", ""),
-    ("flag", "number", "The default of {s} is {v}.|By default, {s} is set to {v}.", "What is the default of {s}?|"
-     "To what is {s} set by default?", "Which flag has the default {v}?"),
-    ("person", "number", "The phone number of {s} is {v}.|You can call {s} at {v}.", "What is the phone number of {s}?", ""),
-    ("person", "code", "{s} works in room {v}.|The room of {s} is {v}.", "In which room does {s} work?|What is the room of {s}?",
-     "Who works in room {v}?"),
-    ("role", "person", "{s} is called {v}.|The name of {s} is {v}.", "What is the name of {s}?|What is {s} called?", ""),
-    ("role", "place", "{s} is in {v}.|You can find {s} in {v}.", "Where is {s}?", "Who is in {v}?"),
-    ("role", "thing", "{s} has {v}.|{s} owns {v}.", "What does {s} have?|What does {s} own?", "Who has {v}?|Who owns {v}?"),
-    ("role", "phrase", "The code word of {s} is {v}.|The password for {s} is {v}.", "What is the code word of {s}?|"
-     "What is the password for {s}?", ""),
-    ("person", "phrase", "{s} wrote a book called {v}.|{s} is the author of {v}.", "Which book did {s} write?|"
-     "What is {s} the author of?", "Who wrote {v}?|Who is the author of {v}?"),
-    ("person", "phrase", "{s} said: {v}.|The last words of {s} were: {v}.", "What did {s} say?", "Who said {v}?"),
-    ("town", "distance", "{s} is {v} away from the sea.|It is {v} from {s} to the sea.", "How far is {s} from the sea?|"
-     "How far is it from {s} to the sea?", ""),
-]
-RELATIONS = [(s, v, st.split("|"), qs.split("|"), rev.split("|") if rev else []) for s, v, st, qs, rev in RELATIONS]
-SUBJECT_KINDS = "person person person role country town company product thing place ship flag function file format".split()
-OPEN_SUBJECTS = "person person role role country town company product thing place ship format".split()
-BY_SUBJECT = {kind: [i for i, row in enumerate(RELATIONS) if row[0] == kind] for kind in SUBJECT_KINDS}
-
-FILLERS = (
-    "The weather was fine that day.|Many people know this.|It was a quiet morning.|Nobody was surprised.|"
-    "This has been so for many years.|Visitors often ask about it.|The winter was long and cold.|"
-    "There is more to read about this on the next page.|Everybody was happy about it.|This page was changed last week.|"
-    "The rest of the story is well known.|It is a good example.|Some people think otherwise.|The road was long and dry.|"
-    "This part is short.|Please read it with care.|The children played in the garden.|All of this happened long ago.|"
-    "No further details are known.|The old records were lost in a fire."
-).split("|")
+# How often each kind of subject is drawn; the open relations below make no sense for flags, functions and files.
+SUBJECTS = (*SUBJECT_KINDS, "person", "person")
+OPEN_SUBJECTS = [kind for kind in (*SUBJECTS, "role") if kind not in ("flag", "function", "file")]
 
 
 @dataclass
@@ -167,7 +60,9 @@ def _attribute_fact(words: Words, kind: str, subject: str) -> Fact:
         name = words.attribute()  # a fixed relation already says it, and could contradict
     owner = f"{subject}'s" if words.rng.random() < 0.5 else None
     statement = words.rng.choice(
-        [f"{owner} {name} is {value}."] if owner else [f"The {name} of {subject} is {value}."] * 2
+        [f"{owner} {name} is {value}."]
+        if owner
+        else [f"The {name} of {subject} is {value}."] * 2
         + [f"{value} is the {name} of {subject}." if value[:1].isupper() else f"The {name} of {subject} is {value}."]
     )
     asked = [(f"What is the {name} of {subject}?", value), (f"What is {subject}'s {name}?", value)]
@@ -248,14 +143,14 @@ def _context(rng: Random, groups: list[list[Fact]], passages: int) -> list[str]:
     passages = min(passages, len(sentences))
     cuts = sorted(rng.sample(range(1, len(sentences)), passages - 1)) if passages > 1 else []
     bounds = [0, *cuts, len(sentences)]
-    return [" ".join(s for group in sentences[a:b] for s in group) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [" ".join(s for group in sentences[a:b] for s in group) for a, b in pairwise(bounds)]
 
 
 def make_quiz(words: Words, size: int, passages: int = 1, asked: int = 1, unknown: float = 0.08) -> Quiz:
-    """A quiz whose context states about `size` facts, with `asked` questions, a share `unknown` of them unanswerable."""
+    """A quiz on about `size` facts with up to `asked` questions, a share `unknown` of them unanswerable."""
     rng = words.rng
     groups: list[list[Fact]] = []
-    kind = rng.choice(SUBJECT_KINDS)
+    kind = rng.choice(SUBJECTS)
     prefer = rng.choice(BY_SUBJECT[kind])
     left = size
     while left > 0:
@@ -263,7 +158,7 @@ def make_quiz(words: Words, size: int, passages: int = 1, asked: int = 1, unknow
         groups.append(_subject_facts(words, kind, count, prefer))
         left -= len(groups[-1])
         if rng.random() < 0.3:
-            kind = rng.choice(SUBJECT_KINDS)
+            kind = rng.choice(SUBJECTS)
         prefer = prefer if RELATIONS[prefer][0] == kind else rng.choice(BY_SUBJECT[kind])
     facts = _distinct([fact for group in groups for fact in group])
     kept = {id(fact) for fact in facts}
@@ -312,7 +207,8 @@ def vary(rng: Random, question: str) -> str:
     """`question`, now and then in a more casual wording of the same meaning."""
     roll = rng.random()
     if roll < 0.06 and question.startswith("What is the "):
-        return f"{rng.choice(('Tell me', 'Give me', 'I want to know'))} {question.removeprefix('What is ').removesuffix('?')}."
+        wanted = question.removeprefix("What is ").removesuffix("?")
+        return f"{rng.choice(('Tell me', 'Give me', 'I want to know'))} {wanted}."
     if roll < 0.10:
         return question.replace("What is ", "What's ", 1)
     if roll < 0.13:

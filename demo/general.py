@@ -26,7 +26,7 @@ GENERAL = [
     ("What is RAG?|What is retrieval augmented generation?",
      "RAG means retrieval augmented generation: find the right passages first, then answer from them."),
     ("What is Python?", "Python is a programming language that is easy to read."),
-    ("What is a CPU?|What does a CPU do?", "A CPU is the part of a computer that carries out the instructions of a program."),
+    ("What is a CPU?|What does a CPU do?", "A CPU is the part of a computer that carries out a program."),
     ("What is a GPU?", "A GPU is a processor that does many simple calculations at the same time."),
     ("What is machine learning?", "Machine learning means that a program learns from examples instead of fixed rules."),
     ("What is a neural network?", "A neural network is a model made of many simple units that learn together."),

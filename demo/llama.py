@@ -44,7 +44,7 @@ class Config:
 
 
 def rotary(config: Config) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, float32 [max_position_embeddings, head_dim], of rotary positions (Su et al., arXiv 2104.09864)."""
+    """Cosines and sines, float32 [max_position_embeddings, head_dim], of rotary positions (arXiv 2104.09864)."""
     frequency = config.rope_theta ** -(torch.arange(0, config.head_dim, 2).float() / config.head_dim)
     angle = torch.outer(torch.arange(config.max_position_embeddings).float(), frequency)
     angle = torch.cat((angle, angle), -1)
@@ -70,7 +70,8 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = config.head_dim
         hidden, wide, narrow = config.hidden_size, self.heads * self.head_dim, self.kv_heads * self.head_dim
         self.q_proj = nn.Linear(hidden, wide, bias=False)
         self.k_proj = nn.Linear(hidden, narrow, bias=False)

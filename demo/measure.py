@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 from facts import UNKNOWN
-from text import END, Question, evaluation, general_evaluation
+from prompts import END
+from text import Question, evaluation, general_evaluation
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 BATCH = 25
@@ -33,7 +34,7 @@ def _share(flags: list[bool]) -> float:
     return round(100 * sum(flags) / len(flags), 1) if flags else float("nan")
 
 
-def measure(folder: Path, styles: list[str], count: int, seed: int = 2026, show: int = 3) -> dict[str, dict[str, float]]:
+def measure(folder: Path, styles: list[str], count: int, seed: int = 2026, show: int = 3) -> dict[str, dict]:
     """Percent of exact answers per style (all, answerable, unanswerable), printed and returned."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

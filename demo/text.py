@@ -13,49 +13,26 @@ from random import Random
 
 from facts import UNKNOWN, Quiz, lone_question, make_quiz, vary
 from general import GENERAL, SYSTEMS
+from prompts import (
+    ANY_STORY_REQUESTS,
+    ASSISTANT,
+    BEGIN,
+    CHAT_STYLES,
+    END,
+    END_OF_TEXT,
+    STEP_BY_STEP,
+    STORY_REQUESTS,
+    STYLES,
+    SYSTEM,
+    USER,
+    render_chat,
+)
 from stories import ANIMALS, make_story
 from words import Words
-
-BEGIN, END_OF_TEXT, SYSTEM, USER, ASSISTANT, END = SPECIALS = (
-    "<|begin|>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>",
-)  # fmt: skip
-CHAT_TEMPLATE = (
-    "{{ bos_token }}"
-    "{% for message in messages %}"
-    "{% if message['role'] not in ['system', 'user', 'assistant'] %}"
-    "{{ raise_exception('The roles are system, user and assistant, not ' + message['role'] + '.') }}"
-    "{% endif %}"
-    "{{ '<|' + message['role'] + '|>' + message['content'] | trim + '<|end|>' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
 
 DRILL_SHARE = 0.6  # of the documents at stage 0: copying comes first, language second
 
 Document = list[tuple[str, str]]
-
-# Text around a context {c} and a question {q}; the answer follows after a space, or directly where a prompt ends in one.
-STYLES = {
-    "context": ["Context: {c}\nQuestion: {q}\nAnswer:", "Context:\n{c}\n\nQuestion: {q}\nAnswer:",
-                "{c}\n\nQuestion: {q}\nAnswer:", "Context: {c}\n\nQuestion: {q}\n\nAnswer:"],
-    "helpful": ["Use the following pieces of context to answer the question at the end. If you don't know the answer, just say "
-                "that you don't know, don't try to make up an answer.\n\n{c}\n\nQuestion: {q}\nHelpful Answer:",
-                "Use the following pieces of context to answer the question at the end.\n\n{c}\n\nQuestion: {q}\nHelpful Answer:"],
-    "rag": ["You are an assistant for question-answering tasks. Use the following pieces of retrieved context to answer the "
-            "question. If you don't know the answer, just say that you don't know. Use three sentences maximum and keep the "
-            "answer concise.\nQuestion: {q} \nContext: {c} \nAnswer:"],
-    "llama_index": ["Context information is below.\n---------------------\n{c}\n---------------------\nGiven the context "
-                    "information and not prior knowledge, answer the query.\nQuery: {q}\nAnswer: "],
-    "user": ["USER: {c}\n{q}\nASSISTANT:", "USER: Context: {c}\nQuestion: {q}\nASSISTANT:", "USER: {c}\n\n{q}\nASSISTANT:"],
-}  # fmt: skip
-CHAT_STYLES = [
-    "{c}\n\n{q}", "Context: {c}\nQuestion: {q}", "{c}\n{q}", "Context:\n{c}\n\nQuestion: {q}",
-    "Answer the question based only on the following context:\n{c}\n\nQuestion: {q}\n",
-]  # fmt: skip
-STORY_REQUESTS = ["Tell me a story about a {k}.", "Tell me a story about a {k}", "Write a short story about a {k}.",
-                  "Can you tell me a story about a {k}?", "Please tell me a story about a {k}."]  # fmt: skip
-ANY_STORY_REQUESTS = ["Tell me a story.", "Tell me a short story.", "Please tell me a story.", "Can you tell me a story?"]
-STEP_BY_STEP = "Question: {q}\n\nAnswer: Let's think step by step."
 
 
 @dataclass(frozen=True)
@@ -67,12 +44,6 @@ class Question:
     answer: str
     context: str
     messages: tuple[dict[str, str], ...] = ()
-
-
-def render_chat(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-    """The chat template applied to `messages`, without the begin token."""
-    turns = "".join(f"<|{m['role']}|>{m['content'].strip()}{END}" for m in messages)
-    return turns + (ASSISTANT if add_generation_prompt else "")
 
 
 def _with_article(request: str, kind: str) -> str:
@@ -119,7 +90,8 @@ def _chat_quiz(words: Words, quiz: Quiz) -> Document:
     else:
         opening, user = head + USER, rng.choice(CHAT_STYLES).format(c=context, q=question).strip()
     cut = user.rindex(question)
-    document = [(BEGIN + opening + user[:cut], "context"), (user[cut:] + END + ASSISTANT, "question"), (answer + END, "answer")]
+    document = [(BEGIN + opening + user[:cut], "context")]
+    document += [(user[cut:] + END + ASSISTANT, "question"), (answer + END, "answer")]
     for question, answer in more:
         document += [(USER + question + END + ASSISTANT, "question"), (answer + END, "answer")]
     return document
@@ -128,7 +100,7 @@ def _chat_quiz(words: Words, quiz: Quiz) -> Document:
 def quiz_document(words: Words, size: int, passages: int, asked: int, unknown: float = 0.08) -> Document:
     """A context with `asked` questions, in the chat template or in one of the raw `STYLES`."""
     quiz = make_quiz(words, size, passages, asked, unknown)
-    style = words.rng.choice(("chat", "chat", "chat", "context", "context", "helpful", "rag", "llama_index", "user", "user"))
+    style = words.rng.choice(("chat", "chat", "context", "user", *STYLES, "chat"))
     return _chat_quiz(words, quiz) if style == "chat" else _raw_quiz(words, quiz, style)
 
 
@@ -163,7 +135,8 @@ def conversation_document(words: Words) -> Document:
         if chat:
             document += [(USER, "free"), (asked + END + ASSISTANT, "question"), (reply + END, role)]
         else:
-            document += [("\n" if turn else "", "free"), (f"USER: {asked}\nASSISTANT:", "question"), (f" {reply}", role)]
+            document.append(("\n" if turn else "", "free"))
+            document += [(f"USER: {asked}\nASSISTANT:", "question"), (f" {reply}", role)]
     return document if chat else [*document, (END, role)]
 
 
@@ -197,13 +170,14 @@ def general_document(words: Words) -> Document:
 
 
 def drill_document(words: Words) -> Document:
-    """A list of pairs, then the same pairs in another order: the densest lesson in looking something up and copying it."""
+    """A list of pairs, then the same pairs in another order: the densest lesson in looking up and copying."""
     rng = words.rng
     kinds = [rng.choice(("invented", "anything", "anything", "number", "colour")) for _ in range(2)]
     pairs: dict[str, str] = {}
     count = rng.randrange(2, 9)
     while len(pairs) < count:
-        pairs.setdefault(getattr(words, rng.choice(("invented", "person", "format", "flag", kinds[0])))(), getattr(words, kinds[1])())
+        key = getattr(words, rng.choice(("invented", "person", "format", "flag", kinds[0])))()
+        pairs.setdefault(key, getattr(words, kinds[1])())
     link = rng.choice((": ", " is ", " has ", " = ", " means "))
     separator = rng.choice(("\n", ". ", ", "))
     document = [(BEGIN + "".join(f"{k}{link}{v}{separator}" for k, v in pairs.items()), "context")]
@@ -234,11 +208,12 @@ def documents(seed: int, stage: float = 1.0) -> Iterator[Document]:
             if stage > 0.5 and rng.random() < 0.06:
                 size = rng.randrange(12, 40)  # up to about 600 tokens: a prompt with several retrieved passages
             passages = rng.choice((1, 1, 2, 3)) if rng.random() < stage else 1
-            yield quiz_document(words, size, passages, rng.choice((1, 2, 3, 4)) if rng.random() < 0.7 else 1)
+            # Most documents ask a lot: the answers are what teaches, and a context costs more tokens than a question.
+            yield quiz_document(words, size, passages, rng.choice((3, 4, 6, 8)) if rng.random() < 0.75 else 1)
 
 
 def evaluation(seed: int, style: str, count: int, unknown: float = 0.08) -> list[Question]:
-    """`count` held-out questions in one style ("chat" or a key of `STYLES`), about names that training never contains."""
+    """`count` questions in one style ("chat" or a key of `STYLES`), about names that training never contains."""
     words = Words(Random(f"evaluation {seed} {style}"), held_out=True)
     rng = words.rng
     questions = []

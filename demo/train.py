@@ -1,229 +1,159 @@
 """Train, export and measure the demo model: `python demo/train.py --out demo/model --minutes 60`, then `--eval`.
 
-Training needs torch, numpy, tokenizers and safetensors; `--eval` also transformers. The text comes from `text.py`; stopping at
-any time leaves the last checkpoint, saved every few minutes in the folder, usable.
+Training needs torch, tokenizers and safetensors; `--eval` also transformers. The folder is saved every few minutes, so
+training can be stopped at any time; the state beside it (`demo/model.train.pt`) resumes it with `--resume`.
 """
 
 import argparse
-import json
 import logging
-import random
+import os
 import time
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy machine, threads that spin cost a factor of six here
 
 import torch
 import torch.nn.functional as F
+from corpus import TOKENS_PER_STEP, WEIGHTS, batches, train_tokenizer
+from export import export
 from llama import Config, Llama
 from muon import Muon
-from safetensors.torch import save_file
-from text import BEGIN, CHAT_TEMPLATE, END, END_OF_TEXT, SPECIALS, STYLES, Document, documents, evaluation
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from prompts import END, STYLES
+from text import evaluation
+from tokenizers import Tokenizer
 
 log = logging.getLogger("train")
 
-WEIGHTS = {"answer": 1.0, "story": 0.4, "question": 0.2, "context": 0.1, "free": 0.0}
-# Capitalised names and digits never merge with the space before them, so a name has the same tokens wherever it is copied.
-SPLIT = r" ?\p{Ll}+|\p{Lu}+\p{Ll}*|[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|\s"
-TOKENS_PER_STEP = 6144
-POOL = 768  # documents sorted by length together, so that a batch pads little
+MUON_RATE, ADAM_RATE = 0.02, 0.004
+WARM_UP_STEPS = 100
+DECAY_SHARE = 0.45  # of the time, at the end: the learning rate falls in a line
+STAGE_SHARE = 0.5  # of the time, at the start: contexts grow to their full length
+USUAL_WEIGHT = 0.25  # mean loss weight of a token; keeps the loss of different batches comparable
 SAVE_SECONDS = 240
-
-
-def train_tokenizer(vocab_size: int) -> Tokenizer:
-    """A byte-level BPE tokenizer whose post-processor puts the begin token first."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(SPECIALS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    texts = ("".join(text for text, _ in document) for document in islice(documents(seed=0), 12000))
-    plain = (_without_specials(text) for text in texts)
-    tokenizer.train_from_iterator(plain, trainer)
-    begin = tokenizer.token_to_id(BEGIN)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BEGIN} $A", pair=f"{BEGIN} $A {BEGIN} $B", special_tokens=[(BEGIN, begin)]
-    )
-    return tokenizer
-
-
-def _without_specials(text: str) -> str:
-    for special in SPECIALS:
-        text = text.replace(special, "\n")
-    return text
-
-
-def encode(tokenizer: Tokenizer, batch: list[Document]) -> list[tuple[list[int], list[float]]]:
-    """Token ids of each document and the loss weight of each token, that of the piece its first character lies in."""
-    texts = ["".join(text for text, _ in document) for document in batch]
-    encoded = []
-    for document, result in zip(batch, tokenizer.encode_batch(texts, add_special_tokens=False), strict=True):
-        ends, end = [], 0
-        for text, role in document:
-            end += len(text)
-            ends.append((end, WEIGHTS[role]))
-        weights, piece = [], 0
-        for start, _ in result.offsets:
-            while start >= ends[piece][0]:
-                piece += 1
-            weights.append(ends[piece][1])
-        encoded.append((result.ids, weights))
-    return encoded
-
-
-def batches(tokenizer: Tokenizer, seed: int, stage, longest: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless (ids, weights) [documents, tokens], padded with weight zero; `stage()` is read for every pool."""
-    rng = random.Random(seed)
-    pad = tokenizer.token_to_id(END_OF_TEXT)
-    while True:
-        pool = encode(tokenizer, list(islice(documents(rng.randrange(2**40), stage()), POOL)))
-        pool = sorted((pair for pair in pool if len(pair[0]) <= longest), key=lambda pair: len(pair[0]))
-        groups, at = [], 0
-        while at < len(pool):
-            size = 1
-            while at + size < len(pool) and len(pool[at + size][0]) * (size + 1) <= TOKENS_PER_STEP:
-                size += 1
-            groups.append(pool[at : at + size])
-            at += size
-        rng.shuffle(groups)
-        for group in groups:
-            width = len(group[-1][0])
-            ids = torch.tensor([i + [pad] * (width - len(i)) for i, _ in group])
-            weights = torch.tensor([w + [0.0] * (width - len(w)) for _, w in group])
-            yield ids, weights
+LOG_STEPS = 50
 
 
 def token_losses(model: Llama, ids: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of every token but the first, float32 [documents, tokens - 1]."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(ids.device.type, torch.bfloat16):
         logits = model.logits(model(ids[:, :-1]))
     return F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(ids.shape[0], -1)
 
 
 @torch.no_grad()
 def exact_share(model: Llama, tokenizer: Tokenizer, style: str, count: int, seed: int = 1) -> float:
-    """Share of held-out questions whose answer and end token are each the most likely ones (equal to greedy exactness)."""
+    """Share of held-out questions that greedy decoding answers to the letter, end token included."""
     right = 0
     for q in evaluation(seed, style, count):
         answer = (q.answer if q.prompt.endswith((" ", ">")) else f" {q.answer}") + END
         head = tokenizer.encode(q.prompt).ids
         tail = tokenizer.encode(answer, add_special_tokens=False).ids
-        ids = torch.tensor([head + tail])
+        ids = torch.tensor([head + tail], device=model.cos.device)
         best = model.logits(model(ids[:, :-1]))[0, len(head) - 1 :].argmax(-1)
         right += best.tolist() == tail
     return right / count
 
 
-def export(model: Llama, tokenizer: Tokenizer, out: Path) -> None:
-    """Write the Hugging Face folder: fp16 safetensors, configs, tokenizer with its chat template."""
-    out.mkdir(parents=True, exist_ok=True)
-    begin, end_of_text, end = (tokenizer.token_to_id(t) for t in (BEGIN, END_OF_TEXT, END))
-    tokens = {"bos_token_id": begin, "eos_token_id": [end, end_of_text], "pad_token_id": end_of_text}
-    tensors = {f"model.{name}": weight.detach().half().contiguous() for name, weight in model.state_dict().items()}
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    tokenizer.save(str(out / "tokenizer.json"))
-    files = {
-        "config.json": {**model.config.to_json(), **tokens},
-        "generation_config.json": {**tokens, "do_sample": False},
-        "tokenizer_config.json": {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": model.config.max_position_embeddings,
-            "add_bos_token": True,
-            "add_eos_token": False,
-            "bos_token": BEGIN,
-            "eos_token": END,
-            "pad_token": END_OF_TEXT,
-            "additional_special_tokens": [t for t in SPECIALS if t not in (BEGIN, END, END_OF_TEXT)],
-            "clean_up_tokenization_spaces": False,
-            "chat_template": CHAT_TEMPLATE,
-        },
-    }
-    for name, content in files.items():
-        (out / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+class Training:
+    """A model, its optimizers and the time it has had; `run` trains until the budget is spent."""
 
+    def __init__(self, out: Path, minutes: float, seed: int, config: Config, device: str, resume: bool):
+        torch.manual_seed(seed)
+        self.out, self.budget, self.seed = out, minutes * 60, seed
+        self.state_file = out.with_name(out.name + ".train.pt")
+        self.spent, self.started = 0.0, time.monotonic()
+        known = out / "tokenizer.json"
+        self.tokenizer = Tokenizer.from_file(str(known)) if resume else train_tokenizer(config.vocab_size)
+        self.model = Llama(config).to(device)
+        named = list(self.model.named_parameters())
+        matrices = [p for name, p in named if p.ndim == 2 and not name.startswith("embed")]
+        others = [p for name, p in named if p.ndim == 1 or name.startswith("embed")]
+        self.optimizers = [
+            Muon(matrices, lr=MUON_RATE),
+            torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0),
+        ]
+        if resume:
+            self._restore()
+        log.info("%d parameters, vocabulary %d", sum(p.numel() for _, p in named), self.tokenizer.get_vocab_size())
 
-def train(out: Path, minutes: float, seed: int, config: Config, resume: Path | None) -> None:
-    """Train for `minutes` of wall time, saving to `out` on the way."""
-    torch.manual_seed(seed)
-    start = time.monotonic()
-    tokenizer = Tokenizer.from_file(str(resume.parent / "tokenizer.json")) if resume else train_tokenizer(config.vocab_size)
-    model = Llama(config)
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and not name.startswith("embed")]
-    others = [p for name, p in model.named_parameters() if p.ndim == 1 or name.startswith("embed")]
-    optimizers = [Muon(matrices, lr=0.02), torch.optim.AdamW(others, lr=0.004, betas=(0.9, 0.95), weight_decay=0.0)]
-    spent = 0.0
-    if resume:
-        state = torch.load(resume, weights_only=True)
-        model.load_state_dict(state["model"])
-        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+    def seconds(self) -> float:
+        """Wall seconds of training so far, earlier runs included."""
+        return self.spent + time.monotonic() - self.started
+
+    def done(self) -> float:
+        """Share of the budget that is spent, 0 to 1."""
+        return min(1.0, self.seconds() / self.budget)
+
+    def _restore(self) -> None:
+        state = torch.load(self.state_file, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
-        spent = state["seconds"]
-    peaks = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
-    if resume:
-        peaks = [0.02, 0.004]
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    log.info("%d parameters, vocabulary %d", sum(p.numel() for p in model.parameters()), tokenizer.get_vocab_size())
+        self.spent = state["seconds"]
 
-    def done() -> float:
-        return min(1.0, (spent + time.monotonic() - start) / (minutes * 60))
+    def save(self) -> None:
+        """Export the folder, keep the state to resume from, and log the accuracy on a few held-out questions."""
+        export(self.model, self.tokenizer, self.out)
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+        state = {"model": self.model.state_dict(), "optimizers": optimizers, "seconds": self.seconds()}
+        torch.save(state, self.state_file)
+        scores = {style: exact_share(self.model, self.tokenizer, style, 60) for style in ("chat", "context")}
+        log.info("saved; exact answers %s", scores)
 
-    source = batches(tokenizer, seed + int(spent), lambda: min(1.0, done() / 0.5), config.max_position_embeddings)
-    step, tokens, kept, answers, saved = 0, 0, [], [], time.monotonic()
-    while done() < 1.0:
-        ids, weights = next(source)
-        weights = weights[:, 1:]
-        share = min(1.0, (step + 1) / 100, (1.0 - done()) / 0.45 + 0.01)  # warm-up, plateau, linear decay
-        for group, peak in zip(groups, peaks, strict=True):
-            group["lr"] = peak * share
-        losses = token_losses(model, ids)
-        loss = (losses * weights).sum() / (0.25 * TOKENS_PER_STEP)
+    def step(self, ids: torch.Tensor, weights: torch.Tensor, share: float) -> tuple[float, float]:
+        """One update at `share` of the peak learning rates; (weighted loss, mean loss of the answer tokens)."""
+        losses, weights = token_losses(self.model, ids), weights[:, 1:]
+        loss = (losses * weights).sum() / (USUAL_WEIGHT * TOKENS_PER_STEP)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for peak, optimizer in zip((MUON_RATE, ADAM_RATE), self.optimizers, strict=True):
+            optimizer.param_groups[0]["lr"] = peak * share
             optimizer.step()
             optimizer.zero_grad()
-        step, tokens = step + 1, tokens + ids.numel()
-        kept.append(loss.item())
-        answers.append(losses[weights == WEIGHTS["answer"]].mean().item())
-        if step % 50 == 0:
-            seen = [a for a in answers if a == a]
-            log.info("%5.1f min  step %d  %.2f M tokens  loss %.3f  answers %.3f  lr x%.2f", (spent + time.monotonic() - start) / 60,
-                     step, tokens / 1e6, sum(kept) / len(kept), sum(seen) / max(1, len(seen)), share)  # fmt: skip
-            kept, answers = [], []
-        if time.monotonic() - saved > SAVE_SECONDS or done() >= 1.0:
-            export(model, tokenizer, out)
-            torch.save({"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers],
-                        "seconds": spent + time.monotonic() - start}, out / "train.pt")  # fmt: skip
-            scores = {style: exact_share(model, tokenizer, style, 60) for style in ("chat", "context")}
-            log.info("saved; exact answers %s", scores)
-            saved = time.monotonic()
+        return loss.item(), losses[weights == WEIGHTS["answer"]].mean().item()
+
+    def run(self) -> None:
+        """Train until the budget is spent, saving on the way and at the end."""
+        stage = lambda: min(1.0, self.done() / STAGE_SHARE)  # noqa: E731
+        source = batches(self.tokenizer, self.seed + int(self.spent), stage, self.model.config.max_position_embeddings)
+        step, tokens, recent, saved = 0, 0, [], time.monotonic()
+        while self.done() < 1.0:
+            ids, weights = (tensor.to(self.model.cos.device) for tensor in next(source))
+            share = min(1.0, (step + 1) / WARM_UP_STEPS, (1.0 - self.done()) / DECAY_SHARE)
+            recent.append(self.step(ids, weights, share))
+            step, tokens = step + 1, tokens + ids.numel()
+            if step % LOG_STEPS == 0:
+                loss, answers = torch.tensor(recent).nanmean(0).tolist()  # a batch of stories has no answers
+                log.info(
+                    f"{self.seconds() / 60:5.1f} min  step {step}  {tokens / 1e6:.2f} M tokens  "
+                    f"loss {loss:.3f}  answers {answers:.3f}  rate x{share:.2f}"
+                )
+                recent = []
+            if time.monotonic() - saved > SAVE_SECONDS:
+                self.save()
+                saved = time.monotonic()
+        self.save()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "model")
-    parser.add_argument("--minutes", type=float, default=60.0)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "model", help="folder to write or measure")
+    parser.add_argument("--minutes", type=float, default=60.0, help="wall time of the whole training")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--layers", type=int, default=Config.num_hidden_layers)
-    parser.add_argument("--resume", type=Path, help="a train.pt to continue from; --minutes counts from its very start")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--resume", action="store_true", help="continue; --minutes still counts from the very start")
     parser.add_argument("--eval", action="store_true", help="measure the folder instead of training it")
     parser.add_argument("--count", type=int, default=500, help="questions per style when measuring")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_num_threads(2)
     if options.eval:
-        from measure import measure
+        from measure import measure  # needs transformers, training does not
 
         measure(options.out, ["chat", *STYLES], options.count)
     else:
-        train(options.out, options.minutes, options.seed, Config(num_hidden_layers=options.layers), options.resume)
+        config = Config(num_hidden_layers=options.layers)
+        Training(options.out, options.minutes, options.seed, config, options.device, options.resume).run()
 
 
 if __name__ == "__main__":

@@ -4,26 +4,28 @@ Owns every vocabulary the facts and stories draw from. Invented names are split 
 and a held-out part, so a question of the evaluation asks about names that no training document ever contained.
 """
 
+# ruff: noqa: SIM905  (word lists read better as one string)
+
 import zlib
 from random import Random
 
 ONSETS = "b br c ch d dr f fl g gr h j k kr l m n p pl qu r s sh st t th tr v w y z".split()
 VOWELS = "a e i o u a e i o ai ea ou".split()
 CODAS = ["", "", "", "", "l", "m", "n", "nd", "r", "rk", "s", "sk", "t", "x", "ck", "ll", "rt"]
-AVOID = "nig fag fuc fuk shi tit rap cun coc dic pis sex naz kik jew ass cum".split()  # syllables that spell something rude
+AVOID = "nig fag fuc fuk shi tit rap cun coc dic pis sex naz kik jew ass cum".split()  # beginnings of rude words
 HELD_OUT_SHARE = 5  # one invented name in five never occurs in training
 
 PEOPLE = (
-    "Anna Ben Clara David Emma Felix Grace Henry Ida Jack Kate Leo Maria Nora Oscar Paul Rosa Sam Tina Victor Alice Bob "
-    "Carol Daniel Eva Frank Hannah Ivan Julia Karl Laura Martin Nina Peter Ruth Simon Sarah Thomas Vera John Mary"
+    "Anna Ben Clara David Emma Felix Grace Henry Ida Jack Kate Leo Maria Nora Oscar Paul Rosa Sam Tina Victor Alice "
+    "Bob Carol Daniel Eva Frank Hannah Ivan Julia Karl Laura Martin Nina Peter Ruth Simon Sarah Thomas Vera John Mary"
 ).split()
 TOWNS = (
     "Paris London Berlin Madrid Rome Vienna Oslo Lisbon Athens Dublin Prague Warsaw Tokyo Cairo Lima Boston Chicago "
     "Geneva Munich Porto Krakow Bergen Delft Leeds Turin"
 ).split()
 COUNTRIES = (
-    "France Germany Spain Italy Austria Norway Portugal Greece Ireland Poland Japan Egypt Peru Brazil Canada India Kenya "
-    "Chile Sweden Finland"
+    "France Germany Spain Italy Austria Norway Portugal Greece Ireland Poland Japan Egypt Peru Brazil Canada India "
+    "Kenya Chile Sweden Finland"
 ).split()
 COLOURS = "red blue green yellow white black brown orange purple grey pink silver golden".split()
 JOBS = (
@@ -39,7 +41,7 @@ ANIMALS = (
     "a dog|a cat|a horse|a parrot|a goat|a rabbit|a turtle|a snake|a pony|a goldfish|a donkey|an owl|a hamster|a duck|"
     "a sheep|a pig|a frog|a mouse"
 ).split("|")
-RELATIVES = "aunt uncle brother sister friend neighbour teacher boss mother father cousin doctor dog cat car house".split()
+RELATIVES = "aunt uncle brother sister friend neighbour teacher boss mother father cousin doctor dog cat car".split()
 MONTHS = "January February March April May June July August September October November December".split()
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 MATERIALS = "wood stone glass iron copper paper clay silk wool leather brass gold silver plastic cotton steel".split()
@@ -243,7 +245,7 @@ class Words:
             f"my {self.rng.choice(RELATIVES)}",
             f"the {self.rng.choice(COLOURS)} {self.rng.choice(('team', 'house', 'car', 'room', 'group', 'train'))}",
             f"the {self.rng.choice(ADJECTIVES)} {self.rng.choice(JOBS).split(' ')[1]}",
-            f"{self.rng.choice(('project', 'planet', 'river', 'model', 'server', 'team', 'station'))} {self.invented()}",
+            f"{self.rng.choice(('project', 'planet', 'river', 'model', 'server', 'team'))} {self.invented()}",
         ))  # fmt: skip
 
     def phrase(self) -> str:
@@ -259,7 +261,7 @@ class Words:
     def anything(self) -> str:
         """A value of any kind."""
         kind = self.rng.choice(
-            "town person company colour number decimal year price measure code thing material food time language phrase phrase"
-            " flag function file job place".split()
+            "town person company colour number decimal year price measure code thing material food time language "
+            "phrase phrase flag function file job place".split()
         )
         return getattr(self, kind)()

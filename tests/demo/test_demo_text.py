@@ -12,11 +12,12 @@ DEMO = Path(__file__).parents[2] / "demo"
 sys.path.insert(0, str(DEMO))
 
 import facts  # noqa: E402
+import prompts  # noqa: E402
 import stories  # noqa: E402
 import text  # noqa: E402
 import words  # noqa: E402
 
-STYLES = ["chat", *text.STYLES]
+STYLES = ["chat", *prompts.STYLES]
 
 
 def flat(document):
@@ -32,8 +33,9 @@ def test_documents_depend_only_on_the_seed():
 def test_documents_begin_once_and_end_with_an_end_token():
     for document in islice(text.documents(seed=3), 1000):
         whole = flat(document)
-        assert whole.startswith(text.BEGIN) and whole.count(text.BEGIN) == 1
-        assert whole.endswith((text.END, text.END_OF_TEXT))
+        assert whole.startswith(prompts.BEGIN)
+        assert whole.count(prompts.BEGIN) == 1
+        assert whole.endswith((prompts.END, prompts.END_OF_TEXT))
         assert {role for _, role in document} <= {"story", "context", "question", "answer", "free"}
 
 
@@ -111,7 +113,7 @@ def test_stories_are_about_who_was_asked_for():
 
 def test_chat_template_and_render_chat_agree():
     jinja2 = pytest.importorskip("jinja2")
-    template = jinja2.Environment().from_string(text.CHAT_TEMPLATE)
+    template = jinja2.Environment().from_string(prompts.CHAT_TEMPLATE)
     messages = [
         {"role": "system", "content": "You are a helpful assistant."},
         {"role": "user", "content": " Hello! \n"},
@@ -119,9 +121,9 @@ def test_chat_template_and_render_chat_agree():
         {"role": "user", "content": "What is AI?"},
     ]
     for add in (True, False):
-        rendered = template.render(messages=messages, add_generation_prompt=add, bos_token=text.BEGIN)
-        assert rendered == text.BEGIN + text.render_chat(messages, add)
-        assert rendered.endswith(text.ASSISTANT if add else text.END)
+        rendered = template.render(messages=messages, add_generation_prompt=add, bos_token=prompts.BEGIN)
+        assert rendered == prompts.BEGIN + prompts.render_chat(messages, add)
+        assert rendered.endswith(prompts.ASSISTANT if add else prompts.END)
 
 
 def test_committed_tokenizer_carries_the_same_template():
@@ -131,4 +133,4 @@ def test_committed_tokenizer_carries_the_same_template():
     if not folder.exists():
         pytest.skip("demo/model has not been trained yet")
     settings = json.loads((folder / "tokenizer_config.json").read_text())
-    assert settings["chat_template"] == text.CHAT_TEMPLATE
+    assert settings["chat_template"] == prompts.CHAT_TEMPLATE
