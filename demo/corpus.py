@@ -16,7 +16,7 @@ TOKENS_PER_STEP = 6144
 POOL = 768  # documents sorted by length together, so that a batch pads little
 
 
-def train_tokenizer(vocab_size: int) -> Tokenizer:
+def train_tokenizer(vocab_size: int, documents_read: int = 12000) -> Tokenizer:
     """A byte-level BPE tokenizer whose post-processor puts the begin token first."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -32,7 +32,7 @@ def train_tokenizer(vocab_size: int) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    texts = ("".join(text for text, _ in document) for document in islice(documents(seed=0), 12000))
+    texts = ("".join(text for text, _ in document) for document in islice(documents(seed=0), documents_read))
     plain = (_without_specials(text) for text in texts)
     tokenizer.train_from_iterator(plain, trainer)
     begin = tokenizer.token_to_id(BEGIN)

@@ -1,0 +1,92 @@
+"""The trainer's own Llama and its export mean the same as Hugging Face's."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.torch
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+DEMO = Path(__file__).parents[2] / "demo"
+sys.path.insert(0, str(DEMO))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """An untrained small model, its tokenizer, and the folder both were exported to."""
+    import corpus
+    import export
+    import llama
+
+    torch.manual_seed(3)
+    tokenizer = corpus.train_tokenizer(512, documents_read=300)
+    model = llama.Llama(llama.Config(vocab_size=512, num_hidden_layers=2))
+    for weight in model.parameters():  # the export is fp16, and zero projections would hide a mistake
+        weight.data = (weight + 0.05 * torch.randn_like(weight)).half().float()
+    folder = tmp_path_factory.mktemp("exported")
+    export.export(model, tokenizer, folder)
+    return model, tokenizer, folder
+
+
+def test_transformers_computes_the_same_logits(exported):
+    from transformers import AutoModelForCausalLM
+
+    model, _, folder = exported
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = torch.randint(0, 512, (2, 70))
+    with torch.inference_mode():
+        ours, expected = model.logits(model(ids)), theirs(ids).logits
+    assert torch.allclose(ours, expected, atol=1e-4 * float(expected.abs().max()))
+    assert theirs.lm_head.weight is theirs.model.embed_tokens.weight
+    assert len(theirs.generation_config.eos_token_id) == 2
+
+
+def test_transformers_tokenizer_begins_once_and_renders_the_chat(exported):
+    import prompts
+    from transformers import AutoTokenizer
+
+    _, tokenizer, folder = exported
+    theirs = AutoTokenizer.from_pretrained(folder)
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello!"}]
+    text = theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert text == prompts.BEGIN + prompts.render_chat(messages)
+    ids = theirs(text.removeprefix(prompts.BEGIN))["input_ids"]
+    assert ids == theirs(text, add_special_tokens=False)["input_ids"]
+    assert ids == tokenizer.encode(prompts.render_chat(messages)).ids
+    assert ids.count(theirs.bos_token_id) == 1
+    assert theirs.decode(ids, skip_special_tokens=True) == "Be kind.Hello!"
+
+
+def test_a_name_has_the_same_tokens_wherever_it_stands(exported):
+    _, tokenizer, _ = exported
+    alone = tokenizer.encode("Marolin", add_special_tokens=False).tokens
+    for before in ("I saw ", "name: ", "\n", '"', "("):
+        tokens = tokenizer.encode(before + "Marolin.", add_special_tokens=False).tokens
+        assert tokens[-len(alone) - 1 : -1] == alone, before
+
+
+def test_weights_follow_their_pieces(exported):
+    import corpus
+
+    _, tokenizer, _ = exported
+    document = [("<|begin|>Q: x", "context"), ("\nA:", "question"), (" Tazo.<|end|>", "answer")]
+    (ids, weights), *_ = corpus.encode(tokenizer, [document])
+    kept = [i for i, w in zip(ids, weights, strict=True) if w == corpus.WEIGHTS["answer"]]
+    assert tokenizer.decode(kept, skip_special_tokens=False) == " Tazo.<|end|>"
+    assert len(ids) == len(weights)
+
+
+def test_a_few_steps_lower_the_loss(tmp_path, exported, monkeypatch):
+    import llama
+    import train
+
+    monkeypatch.setattr(train, "train_tokenizer", lambda size: exported[1])
+
+    config = llama.Config(vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=1, head_dim=16)
+    training = train.Training(tmp_path / "model", 1.0, seed=1, config=config, device="cpu", resume=False)
+    ids = torch.randint(0, 512, (4, 32))
+    weights = torch.ones(4, 32)
+    losses = [training.step(ids, weights, 1.0)[0] for _ in range(30)]
+    assert losses[-1] < 0.8 * losses[0]
