@@ -20,7 +20,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from lowbit import checkpoint, models
 from lowbit.checkpoint import CONFIG, GENERATION_CONFIG, LoadedModel, read_json
 from lowbit.formats import FLOAT, Choice, resolve
-from lowbit.models._spec import Family
+from lowbit.models._spec import Family, ModelSpec
 from lowbit.ops import BF16, to_fp32
 from lowbit.packed import PackedTensor
 from lowbit.quantize import quantize_rows
@@ -169,6 +169,8 @@ def _convert(
 ) -> dict[str, PackedTensor | np.ndarray]:
     """Returns all tensors of a model. All are looked up before the first is converted, so that errors come early."""
     gathered = [g for recipe in family.recipes if (g := gather(recipe, source)) is not None]
+    for g in gathered:
+        _check_shape(g, family.spec)
     choices = [None if g.recipe.kind == "vector" else formats.of(g, family.spec.tied_head) for g in gathered]
     _warn_of_unused(formats.kept, gathered, family.spec.tied_head)
     total = sum(g.nbytes for g in gathered)
@@ -183,6 +185,30 @@ def _convert(
             g.release()
             bar.update(g.nbytes)
     return tensors
+
+
+def _check_shape(gathered: Gathered, spec: ModelSpec) -> None:
+    """Raises ValueError where a matrix is not what config.json says; the decoder checks again, without file names."""
+    heads, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    ffn, hidden = spec.ffn_size, spec.hidden_size
+    expected = {
+        "embedding": (spec.vocab_size, None),  # the width may be a smaller word size (OPT-350m)
+        "head": (spec.vocab_size, None),
+        "qkv": (heads + 2 * kv, hidden),
+        "o": (hidden, heads),
+        "gate_up": (2 * ffn, hidden),
+        "up": (ffn, hidden),
+        "down": (hidden, ffn),
+    }.get(gathered.recipe.name.removesuffix(".weight").rpartition(".")[2])
+    if gathered.recipe.kind == "vector" or expected is None:
+        return
+    shape = (gathered.source_rows, *gathered.columns)
+    if any(want not in (None, got) for want, got in zip(expected, shape, strict=True)):
+        asked = [n if n is not None else "any" for n in expected]
+        raise ValueError(
+            f"{gathered.where} has shape {list(shape)}, config.json asks for {asked}; "
+            "the two are from different models: download both again"
+        )
 
 
 def _vector(gathered: Gathered) -> np.ndarray:

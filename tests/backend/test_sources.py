@@ -4,6 +4,7 @@ touched.
 
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -295,3 +296,10 @@ def test_offline_from_the_cache(tmp_path, no_network):
     location = hub.fetch_weights(hub.locate("org/name", access=access), access)
     assert location.revision == commit
     assert len(open_source(location.folder).names) == 21
+
+
+def test_bin_without_torch_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # what an absent package looks like to `import`
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(ImportError, match=r"pytorch_model\.bin.*pip install 'lowbit\[torch\]'.*safetensors"):
+        open_source(tmp_path)

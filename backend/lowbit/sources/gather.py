@@ -41,9 +41,14 @@ class Gathered:
     dtype: np.dtype
 
     @property
+    def source_rows(self) -> int:
+        """Rows before the padding of interleaved halves."""
+        return sum(piece.stop - piece.start for piece in self.pieces)
+
+    @property
     def rows(self) -> int:
-        rows = sum(piece.stop - piece.start for piece in self.pieces)
-        return 2 * _padded(rows // 2) if self.recipe.interleave else rows
+        half = -(-self.source_rows // (2 * PANEL_ROWS)) * PANEL_ROWS
+        return 2 * half if self.recipe.interleave else self.source_rows
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -63,7 +68,7 @@ class Gathered:
         """Returns rows [start, stop), a view of the mapped file where they lie together, else a copy."""
         if not self.recipe.interleave:
             return self._plain(start, stop)
-        half = sum(piece.stop - piece.start for piece in self.pieces) // 2
+        half = self.source_rows // 2
         # A pair is a panel of the first half and the panel of the second half that follows it.
         pairs = range(start // (2 * PANEL_ROWS), -(-stop // (2 * PANEL_ROWS)))
         out = np.zeros((len(pairs), 2, PANEL_ROWS, *self.columns), self.dtype)
@@ -144,7 +149,7 @@ def gather(recipe: Recipe, source: Source) -> Gathered | None:
         dtypes.add(dtype)
     dtype = dtypes.pop() if len(dtypes) == 1 and np.dtype("<f8") not in dtypes else np.dtype("<f4")
     gathered = Gathered(source, recipe, tuple(names), tuple(pieces), columns or (), dtype)
-    if recipe.interleave and sum(piece.stop - piece.start for piece in pieces) % 2:
+    if recipe.interleave and gathered.source_rows % 2:
         raise ValueError(f"{gathered.where} has an odd number of rows; it must hold two halves of the same size")
     return gathered
 
@@ -155,7 +160,3 @@ def _spelling(name: str, source: Source) -> str | None:
         return name
     bare = name.partition(".")[2]
     return bare if "." in bare and bare in source.names else None
-
-
-def _padded(rows: int) -> int:
-    return -(-rows // PANEL_ROWS) * PANEL_ROWS

@@ -103,6 +103,7 @@ def _load(path: Path) -> dict:
     def load(**options) -> object:
         return torch.load(path, map_location="cpu", weights_only=True, **options)
 
+    path.open("rb").close()  # a file that may not be read is not a damaged one
     try:
         try:
             tensors = load(mmap=True)
@@ -116,10 +117,9 @@ def _load(path: Path) -> dict:
             f"{path} holds more than tensors, or is damaged ({cause}); it was refused because loading it could run "
             "code. Use a safetensors version of the model"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"{path} is not a sound PyTorch file ({str(error).splitlines()[0]}); download it again"
-        ) from None
+    except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+        cause = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{path} is not a sound PyTorch file ({cause}); download it again") from None
     if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
         tensors = tensors["state_dict"]
     if not isinstance(tensors, dict):
