@@ -107,10 +107,7 @@ class GenerationOptions:
         The first source may be a model's generation_config (`from_generation_config` cleans it). None as a value means
         "not given". Raises TypeError for unknown names, with the nearest known one, and ValueError for bad values.
         """
-        merged: dict[str, Any] = {}
-        for source in (*sources, call):
-            merged.update(_layer(source or {}, merged))
-        return cls(**merged)
+        return cls(**merge(*sources, call))
 
     @property
     def greedy(self) -> bool:
@@ -155,6 +152,17 @@ class GenerationOptions:
     def with_seed(self) -> GenerationOptions:
         """Returns itself, or a copy with a new random seed where none is given."""
         return self if self.seed is not None else replace(self, seed=int.from_bytes(os.urandom(8), "little"))
+
+
+def merge(*sources: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns what several sources of options make together, later ones winning, under canonical names.
+
+    Values are not checked. Raises TypeError for unknown names, with the nearest known one.
+    """
+    merged: dict[str, Any] = {}
+    for source in sources:
+        merged.update(_layer(source or {}, merged))
+    return {name: value for name, value in merged.items() if value is not None}
 
 
 OPTION_NAMES = tuple(f.name for f in fields(GenerationOptions))

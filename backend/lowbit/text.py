@@ -106,6 +106,11 @@ class TextModel:
         return str(self.runtime.device)
 
     @property
+    def quantization(self) -> dict[str, Any]:
+        """How the weights are stored: format, group_size, head_format, ... as a low-bit folder records it."""
+        return dict(self._loaded.quantization)
+
+    @property
     def context(self) -> int:
         """Longest sequence in tokens, prompt and answer together."""
         return self.generator.engine.context
