@@ -19,7 +19,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterable, MutableMapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lowbit.machine import Cpus, Gpu, Machine, read_machine
@@ -105,9 +105,7 @@ class Runtime:
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be a whole number of at least 1, or None; got {value!r}")
 
-    def resolve(
-        self, machine: Machine | None = None, environment: MutableMapping[str, str] | None = None
-    ) -> Resolved:
+    def resolve(self, machine: Machine | None = None, environment: MutableMapping[str, str] | None = None) -> Resolved:
         """Returns the values this process will use, with the reason of each.
 
         Sets the GPU environment when, and only when, an xpu is chosen. `machine` and `environment` default to the
@@ -224,7 +222,8 @@ def _choose_device(asked: str, machine: Machine) -> Decision:
             )
         return Decision("device", f"xpu:{index or 0}", f"asked for: {_gpus_text(machine.gpus)}")
     if not machine.gpus:
-        return Decision("device", "cpu", "no Intel GPU found")
+        found_on = "no Intel GPU found" if machine.system == "linux" else "Intel GPUs are only looked for on Linux"
+        return Decision("device", "cpu", found_on)
     found = _gpus_text(machine.gpus)
     # torch is only asked when the answer can matter: importing it costs seconds.
     if "xpu" in RUNNABLE and not (missing := missing_for_xpu(0, machine)):
@@ -344,3 +343,54 @@ def _choose_tier(asked: str | None, environment: MutableMapping[str, str]) -> De
     # The wish is a rung below; where this CPU lacks that very rung, the next lower one that it has.
     lowered = [t for t in available if TIERS.index(t) <= TIERS.index(wish)][-1]
     return Decision("tier", lowered, f"lowered from {tier} by LOWBIT_ISA={wish}")
+
+
+def describe(machine: Machine | None = None, environment: MutableMapping[str, str] | None = None) -> dict[str, Any]:
+    """Returns this machine and what `Runtime()` chooses on it, with reasons, as JSON-ready data; sets nothing.
+
+    Keys: cpu, memory, huge_pages, devices, decisions, environment. Sizes are bytes; None: the machine does not tell.
+    """
+    from lowbit import ops
+
+    machine = machine or read_machine()
+    environment = os.environ if environment is None else environment
+    features = ops.cpu_features()
+    resolved = Runtime().resolve(machine, dict(environment))
+    variables = [
+        Decision(name, environment.get(name, "(unset)"), meaning)
+        for name, meaning in (
+            ("LOWBIT_ISA", "highest tier to use; can only lower it"),
+            ("LOWBIT_THREADS", "threads where none are asked for"),
+        )
+    ]
+    for index in range(len(machine.gpus)):
+        variables += gpu_environment(f"xpu:{index}", machine, environment, apply=False)
+    return {
+        "cpu": {
+            "brand": features["brand"],
+            "vendor": features["vendor"],
+            "features": sorted(name for name, has in features.items() if has is True),
+            "tiers": ops.tiers(),
+            "l2_bytes": features["l2_bytes"],
+            "allowed_cpus": sorted(machine.cpus.allowed),
+            "physical_cores": None if machine.cpus.cores is None else len(machine.cpus.cores),
+            "quota": machine.cpus.quota,
+        },
+        "memory": asdict(machine.memory),
+        "huge_pages": asdict(machine.huge_pages),
+        "devices": [
+            {"name": "cpu", "kind": "cpu", "usable": True, "missing": []},
+            *(
+                {
+                    "name": f"xpu:{index}",
+                    "kind": gpu.kind,
+                    "pci": f"8086:{gpu.pci_id:04x} at {gpu.address}",
+                    "usable": not (missing := missing_for_xpu(index, machine)),
+                    "missing": missing,
+                }
+                for index, gpu in enumerate(machine.gpus)
+            ),
+        ],
+        "decisions": [asdict(decision) for decision in resolved.decisions],
+        "environment": [asdict(decision) for decision in dict.fromkeys(variables)],
+    }
