@@ -10,7 +10,7 @@ import difflib
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,8 @@ def load_model(
     token: str | bool | None = None,
     show_progress: bool = False,
     local_files_only: bool = False,
+    tokenizer_id: str | os.PathLike | None = None,
+    saved_only: bool = False,
 ) -> LoadedModel:
     """Returns the model of a hub id, a local Hugging Face folder or a low-bit folder, weights packed and in memory.
 
@@ -64,18 +66,26 @@ def load_model(
     float. head_format, embedding_format: formats of the head and of embeddings (default sym_int8, or low_bit if that
     is a float; a tied head is one tensor with one format). runtime: whose threads quantise. trust_remote_code:
     accepted because callers pass it; no code of a checkpoint is ever run. A low-bit folder is opened as it was saved;
-    arguments that ask for something else raise.
+    arguments that ask for something else raise. tokenizer_id: hub id or folder to take the tokenizer from instead.
+    saved_only: accept a low-bit folder only, so that nothing is quantised by mistake.
 
     Raises FileNotFoundError, PermissionError or ValueError that name the file or tensor, the cause and the fix.
     """
     access = hub.Access(cache_dir, token, local_files_only, show_progress)
     formats = _Formats.choose(low_bit, group_size, modules_to_not_convert, head_format, embedding_format)
+    tokenizer_files = None if tokenizer_id is None else _tokenizer_files(tokenizer_id, access)
     location = hub.locate(id_or_path, revision, access)
     config = _read_config(location.folder)
     if checkpoint.is_low_bit(config):
         _refuse_other_formats(formats, config, location.folder)
-        return checkpoint.load(hub.fetch_weights(location, access).folder)
+        saved = checkpoint.load(hub.fetch_weights(location, access).folder)
+        return saved if tokenizer_files is None else replace(saved, tokenizer_files=tokenizer_files)
     refuse_foreign(location.folder, config)
+    if saved_only:
+        raise ValueError(
+            f"{location.folder} is not a low-bit folder: it holds a float checkpoint. Load it as a model to quantise "
+            "(from_model_id, or lowbit.load without saved_only), or give the folder that save_low_bit wrote"
+        )
     family = models.family(config)
     location = hub.fetch_weights(location, access)
     source = open_source(location.folder)
@@ -91,7 +101,7 @@ def load_model(
         tensors=tensors,
         config=config,
         generation_config=read_json(generation) if generation.exists() else {},
-        tokenizer_files=_matching(location.folder, hub.TOKENIZER_FILES),
+        tokenizer_files=tokenizer_files or _matching(location.folder, hub.TOKENIZER_FILES),
         provenance={"source": name, "revision": location.revision},
         quantization=formats.to_dict(),
         notices=_matching(location.folder, hub.NOTICES),
@@ -252,6 +262,14 @@ def _refuse_other_formats(formats: _Formats, config: dict[str, Any], folder: Pat
                 f"{folder} was saved with {argument}={saved.get(key)!r} and cannot be opened with {asked[key]!r}; "
                 f"leave {argument} out, or load the original model with it"
             )
+
+
+def _tokenizer_files(tokenizer_id: str | os.PathLike, access: hub.Access) -> dict[str, Path]:
+    folder = hub.locate(tokenizer_id, None, access).folder
+    files = _matching(folder, hub.TOKENIZER_FILES)
+    if not files:
+        raise FileNotFoundError(f"no tokenizer in {folder}; leave tokenizer_id out to use the model's own")
+    return files
 
 
 def _matching(folder: Path, patterns: Sequence[str]) -> dict[str, Path]:

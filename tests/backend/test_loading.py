@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from lowbit import loading, models, quantize
+from lowbit import checkpoint, loading, models, quantize
 from lowbit.models._spec import Part, Recipe
 from lowbit.ops import to_fp32
 from lowbit.packed import PackedTensor
@@ -317,3 +317,29 @@ def test_packed_bytes_counts_every_tensor(tmp_path, family):
     assert loaded.packed_bytes == sum(
         t.nbytes if isinstance(t, PackedTensor) else 4 * t.size for t in loaded.tensors.values()
     )
+
+
+def test_tokenizer_of_another_model(tmp_path, family):
+    write_llama(tmp_path / "m")
+    write_llama(tmp_path / "other")
+    (tmp_path / "other" / "tokenizer.json").write_text('{"other": 1}')
+    loaded = loading.load_model(tmp_path / "m", tokenizer_id=tmp_path / "other")
+    assert loaded.tokenizer_files["tokenizer.json"] == tmp_path / "other" / "tokenizer.json"
+    checkpoint.save(loaded, tmp_path / "saved")
+    again = loading.load_model(tmp_path / "saved", saved_only=True)
+    assert again.tokenizer_files["tokenizer.json"].read_text() == '{"other": 1}'
+    named = loading.load_model(tmp_path / "saved", tokenizer_id=tmp_path / "m")
+    assert named.tokenizer_files["tokenizer.json"].parent == tmp_path / "m"
+
+
+def test_a_tokenizer_that_is_not_there_is_told_before_loading(tmp_path, family):
+    write_llama(tmp_path / "m")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no tokenizer in"):
+        loading.load_model(tmp_path / "m", tokenizer_id=tmp_path / "empty")
+
+
+def test_saved_only_refuses_a_float_checkpoint(tmp_path, family):
+    write_llama(tmp_path / "m")
+    with pytest.raises(ValueError, match="not a low-bit folder"):
+        loading.load_model(tmp_path / "m", saved_only=True)
