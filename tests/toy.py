@@ -143,7 +143,7 @@ def text_model(
         config={"model_type": "toy"},
         generation_config=dict(generation_config or {}),
         tokenizer_files={},
-        provenance={"model_id": "toy"},
+        provenance={"source": "toy"},
     )
     runtime = SimpleNamespace(device="cpu", threads=1, context=None)
     return TextModel(loaded, runtime, engine=ToyEngine(make, **engine), tokenizer=byte_tokenizer(chat_template))

@@ -91,7 +91,7 @@ class TextModel:
         self.spec = loaded.spec
         self.config: dict[str, Any] = loaded.config
         self.generation_config: dict[str, Any] = loaded.generation_config
-        self.model_id = str(loaded.provenance.get("model_id", ""))
+        self.model_id = str(loaded.provenance.get("source", ""))
         self.tokenizer = tokenizer if tokenizer is not None else Tokenizer.from_files(loaded.tokenizer_files)
         self.generator = Generator(engine)
         self._defaults = from_generation_config(self.generation_config)
