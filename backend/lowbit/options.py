@@ -8,8 +8,8 @@ import inspect
 from typing import Any
 
 
-def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns (runtime options, loading options). Raises TypeError for a name neither knows, with the nearest one."""
+def option_names() -> tuple[set[str], set[str]]:
+    """Returns the names of the runtime options and of the loading options of `lowbit.load`."""
     from lowbit.loading import load_model
     from lowbit.runtime import Runtime
 
@@ -17,6 +17,12 @@ def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
     loading_names = {
         name for name, p in inspect.signature(load_model).parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY
     } - {"runtime"}
+    return runtime_names, loading_names
+
+
+def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns (runtime options, loading options). Raises TypeError for a name neither knows, with the nearest one."""
+    runtime_names, loading_names = option_names()
     for name in options:
         if name not in runtime_names | loading_names:
             near = difflib.get_close_matches(name, sorted(runtime_names | loading_names), n=1)
