@@ -1,7 +1,7 @@
 """A toy engine and a byte tokenizer: generation without weights, in milliseconds.
 
-`ToyEngine` follows the protocol `lowbit.generate.Engine`; its logits come from a function of the token ids so far. `text_model`
-makes a `TextModel` of it: by default one that answers known prompts with known replies.
+`ToyEngine` follows the protocol `lowbit.generate.Engine`; its logits come from a function of the token ids so far.
+`text_model` makes a `TextModel` of it: by default one that answers known prompts with known replies.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from lowbit.text import TextModel
-from lowbit.tokenizer import Tokenizer
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
+
+from lowbit.text import TextModel
+from lowbit.tokenizer import Tokenizer
 
 BOS, EOS = 256, 257
 VOCAB = 258
@@ -104,9 +105,11 @@ def favour(token: int, vocab_size: int = VOCAB) -> np.ndarray:
 
 
 def replies(texts: Mapping[str, str | Sequence[int]]) -> Callable[[list[int]], np.ndarray]:
-    """Returns logits that answer each prompt with its reply (text or ids) and then </s>, after <s> and the prompt's bytes."""
+    """Returns logits that answer each prompt with its reply (text or ids) and then </s>, after <s> and the prompt's
+    bytes."""
     table = {
-        (BOS, *prompt.encode()): (*(reply.encode() if isinstance(reply, str) else reply), EOS) for prompt, reply in texts.items()
+        (BOS, *prompt.encode()): (*(reply.encode() if isinstance(reply, str) else reply), EOS)
+        for prompt, reply in texts.items()
     }
 
     def logits(ids: list[int]) -> np.ndarray:

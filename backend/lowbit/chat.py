@@ -1,7 +1,7 @@
 """Messages to the prompt a model was trained on: renders the checkpoint's own chat template.
 
-Templates come from strangers: they run in jinja2's immutable sandbox, with the names and whitespace rules transformers gives
-them, and see copies of plain data only.
+Templates come from strangers: they run in jinja2's immutable sandbox, with the names and whitespace rules transformers
+gives them, and see copies of plain data only.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def render(
 ) -> str:
     """Returns the prompt text of a conversation.
 
-    messages: dictionaries with "role" and "content", oldest first. template: the text of one, or the name of one of several;
-    default the tokenizer's own ("tool_use" where there is one and tools are given). tools: JSON schemas. variables: whatever
-    else the template knows, for example enable_thinking.
+    messages: dictionaries with "role" and "content", oldest first. template: the text of one, or the name of one of
+    several; default the tokenizer's own ("tool_use" where there is one and tools are given). tools: JSON schemas.
+    variables: whatever else the template knows, for example enable_thinking.
 
     Raises ValueError when there is no template, or when it refuses these messages, with its own words.
     """
@@ -69,7 +69,7 @@ def render(
 def encode(tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> list[int]:
     """Returns the prompt of a conversation as token ids; options as in `render`.
 
-    The template writes the special tokens itself, so none are added (a second BOS would be outside what the model knows).
+    The template writes the special tokens itself, so none are added (a second BOS is nothing the model knows).
     """
     return tokenizer.encode(render(tokenizer, messages, **options), add_special_tokens=False)
 
@@ -86,19 +86,22 @@ def _template_text(tokenizer: Tokenizer, asked: str | None, tools: Any) -> str:
             return own.get(asked, asked)
         own = own["tool_use"] if tools is not None and "tool_use" in own else own.get("default")
         if own is None:
-            raise ValueError(f"this model has several chat templates and no default: pass template= one of {sorted(tokenizer.chat_template)}")
+            raise ValueError(
+                "this model has several chat templates and no default: "
+                f"pass template= one of {sorted(tokenizer.chat_template)}"
+            )
     if asked is not None:
         return asked
     if not own:
         raise ValueError(
-            "this model has no chat template (it is a base model, or the template was not saved with it): write the prompt as "
-            "text, or pass template= a jinja2 template"
+            "this model has no chat template (it is a base model, or the template was not saved with it): "
+            "write the prompt as text, or pass template= a jinja2 template"
         )
     return own
 
 
 class _Generation(Extension):
-    """`{% generation %} ... {% endgeneration %}`, which marks the assistant's words for training: the content, unchanged."""
+    """`{% generation %} ... {% endgeneration %}` marks the assistant's words for training: the content as it is."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja2's own declaration)
 
@@ -109,7 +112,9 @@ class _Generation(Extension):
 
 @functools.lru_cache(maxsize=32)
 def _compile(text: str) -> Template:
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
+    )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)

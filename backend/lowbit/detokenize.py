@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _UNKNOWN_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 
-# transformers' clean_up_tokenization, in its order. It applies to vocabularies other than BPE, where the config asks for it.
+# transformers' clean_up_tokenization, in its order. For vocabularies other than BPE, where the config asks for it.
 CLEAN_UP = (
     (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"),
     (" 've", "'ve"), (" 're", "'re"),
@@ -42,8 +42,8 @@ class TextStream:
         self._decode = decode
         self._token = token
         self._skip = skip
-        # The last ids: first those of the previous piece, because how a token reads may depend on the one before it, then
-        # those not given out yet. _known is the text of the former.
+        # The last ids: first those of the previous piece, because how a token reads may depend on the one before it,
+        # then those not given out yet. _known is the text of the former.
         self._window: list[int] = []
         self._previous = 0
         self._known = ""
@@ -51,10 +51,11 @@ class TextStream:
 
     def push(self, token_id: int) -> str:
         """Returns the text that this id makes certain; empty while a character or a run of byte tokens is open."""
-        if token_id in self._skip:
+        token = self._token(token_id)
+        if token_id in self._skip or token is None:  # an embedding is often padded to more ids than there are tokens
             return ""
         self._window.append(token_id)
-        if _BYTE_TOKEN.fullmatch(self._token(token_id) or ""):
+        if _BYTE_TOKEN.fullmatch(token):
             return ""  # a run of byte tokens is decoded as a whole: one invalid byte makes all of it unreadable
         text = self._decode(self._window)
         if text.endswith(_UNKNOWN_CHARACTER):
@@ -73,6 +74,8 @@ class TextStream:
 
     def _advance(self, text: str) -> str:
         piece = text[len(self._known) :]
+        if not piece:
+            return ""
         del self._window[: self._previous]
         self._previous = len(self._window)
         self._known = self._decode(self._window)

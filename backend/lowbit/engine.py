@@ -25,7 +25,7 @@ class NativeEngine:
         self._pool = pool(runtime.threads)
         # The decoder views the arrays of `loaded`; the binding keeps them alive.
         self._decoder = ops.decoder(spec.to_dict(), loaded.tensors, runtime.compute, runtime.tier)
-        # A rotary table for long contexts changes every position, so a sequence that stays short gets a cache that does.
+        # A rotary table for long contexts changes every position, so a sequence that stays short gets a short cache.
         self._capacities = sorted({r.long_from for r in spec.ropes if 0 < r.long_from < self.context} | {self.context})
 
     def capacity(self, tokens: int) -> int:
@@ -48,6 +48,8 @@ def _context(loaded: Any, asked: int | None) -> int:
     if asked is None or asked <= own:
         return asked or own
     if "position_embedding.weight" in loaded.tensors:
-        raise ValueError(f"context={asked} is more than the {own} positions this model has learned; ask for at most {own}")
+        raise ValueError(
+            f"context={asked} is more than the {own} positions this model has learned; ask for at most {own}"
+        )
     logger.warning("context=%d is more than the %d tokens the model was made for; expect worse text beyond", asked, own)
     return asked

@@ -1,10 +1,10 @@
 """Generation: token ids in, token ids out, for any number of prompts at once. Knows no text.
 
-Owns the loop (prefill in chunks, steps, rows that leave when they finish), the sessions and their reuse. The one primitive
-is `Generator.start`, an iterator of events; everything else is a fold over it.
+Owns the loop (prefill in chunks, steps, rows that leave when they finish), the sessions and their reuse. The one
+primitive is `Generator.start`, an iterator of events; everything else is a fold over it.
 
-Thread safety: any thread may start a batch at any time. Each row owns a session while it runs; the engine's forward passes
-queue on the native pool.
+Thread safety: any thread may start a batch at any time. Each row owns a session while it runs; the engine's forward
+passes queue on the native pool.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Engine(Protocol):
 class Request:
     """One prompt to continue.
 
-    prompt: token ids, at least one. eos: ids that end the answer. allowed: called before each choice with the output ids so
-    far (int32), returns the tokens allowed next as uint32 bit words [ceil(vocab / 32)], or None for all.
+    prompt: token ids, at least one. eos: ids that end the answer. allowed: called before each choice with the output
+    ids so far (int32), returns the tokens allowed next as uint32 bit words [ceil(vocab / 32)], or None for all.
     """
 
     prompt: Sequence[int] | np.ndarray
@@ -60,8 +60,8 @@ class Request:
 class Event:
     """One generated token of one row, or the end of a row ("cancelled" comes without a token).
 
-    finish_reason: None, "stop" (token is an eos id), "length" or "cancelled". logprob and alternatives [(id, logprob)]: where
-    options.logprobs asks for them.
+    finish_reason: None, "stop" (token is an eos id), "length" or "cancelled". logprob and alternatives [(id, logprob)]:
+    where options.logprobs asks for them.
     """
 
     row: int
@@ -79,14 +79,18 @@ class _Row:
         if prompt.ndim != 1 or (prompt.size and prompt.dtype.kind not in "iu"):
             raise TypeError(f"a prompt is a 1-D sequence of token ids, got shape {prompt.shape} of {prompt.dtype}")
         if prompt.size == 0:
-            raise ValueError("the prompt is empty and the tokenizer adds no beginning-of-text token: give at least one token")
+            raise ValueError(
+                "the prompt is empty and the tokenizer adds no beginning-of-text token: give at least one token"
+            )
         outside = prompt[(prompt < 0) | (prompt >= engine.vocab_size)]
         if outside.size:
-            raise ValueError(f"token id {outside[0]} in the prompt is outside the vocabulary (0 to {engine.vocab_size - 1})")
+            raise ValueError(
+                f"token id {outside[0]} in the prompt is outside the vocabulary (0 to {engine.vocab_size - 1})"
+            )
         if prompt.size >= engine.context:
             raise ValueError(
-                f"the prompt has {prompt.size} tokens, the context is {engine.context} tokens for prompt and answer together; "
-                "shorten the prompt or load the model with a larger context"
+                f"the prompt has {prompt.size} tokens, the context is {engine.context} tokens for prompt and answer "
+                "together; shorten the prompt or load the model with a larger context"
             )
         self.index = index
         self.options = request.options.with_seed()
@@ -212,7 +216,7 @@ class Batch:
 
 
 class Generator:
-    """Generates with one engine; keeps a few idle sessions so that a prompt that begins like an earlier one is prefilled
+    """Generates with one engine, and keeps a few idle sessions: a prompt that begins like an earlier one is prefilled
     only from where it differs."""
 
     def __init__(
@@ -226,8 +230,8 @@ class Generator:
     def start(self, requests: Sequence[Request], *, cancel: threading.Event | None = None) -> Batch:
         """Returns the events of several prompts decoded together. `cancel` ends all rows, options.cancel its own.
 
-        Raises ValueError for an empty prompt, an id outside the vocabulary, a prompt that leaves no room in the context or
-        under max_length; nothing is truncated.
+        Raises ValueError for an empty prompt, an id outside the vocabulary, a prompt that leaves no room in the context
+        or under max_length; nothing is truncated.
         """
         return Batch(self, [_Row(i, request, self.engine) for i, request in enumerate(requests)], cancel)
 

@@ -20,7 +20,7 @@ DEFAULT_TOP_K = 50  # of transformers, when sampling
 
 ALIASES = {"stop_strings": "stop", "max_tokens": "max_new_tokens"}
 
-# Names of transformers that change nothing here as long as they have one of these values (None in the tuple's place: any).
+# Names of transformers that change nothing here as long as they have one of these values (None: any value).
 NEUTRAL: dict[str, tuple[Any, ...] | None] = {
     "use_cache": None,
     "pad_token_id": None,
@@ -60,7 +60,8 @@ class GenerationOptions:
     temperature: 0 = greedy. top_k: 0 = off. top_p in (0, 1]. min_p in [0, 1].
     repetition_penalty: > 0, over prompt and output. presence_penalty, frequency_penalty: in [-2, 2], over the output.
     seed: None = a new one per call; the same seed gives the same tokens, alone or in a batch.
-    stop: strings that end the text and are removed from it. eos_token_id: one id or several; ignore_eos: go on after them.
+    stop: strings that end the text and are removed from it. eos_token_id: one id or several.
+    ignore_eos: go on after them.
     suppress_tokens: ids never generated. logprobs: None, or how many alternatives to report beside the chosen token.
     cancel: an event; when it is set, generation ends within one step with finish reason "cancelled".
     """
@@ -144,8 +145,8 @@ class GenerationOptions:
             return DEFAULT_MAX_NEW_TOKENS
         if prompt_tokens >= self.max_length:
             raise ValueError(
-                f"the prompt has {prompt_tokens} tokens and max_length={self.max_length} counts prompt and answer together, "
-                "so nothing can be generated; raise max_length or give max_new_tokens instead"
+                f"the prompt has {prompt_tokens} tokens and max_length={self.max_length} counts prompt and answer "
+                "together, so nothing can be generated; raise max_length or give max_new_tokens instead"
             )
         return self.max_length - prompt_tokens
 
@@ -171,8 +172,8 @@ OPTION_NAMES = tuple(f.name for f in fields(GenerationOptions))
 def from_generation_config(config: Mapping[str, Any] | None) -> dict[str, Any]:
     """Returns the options a generation_config.json sets: a first source for `GenerationOptions.resolve`.
 
-    As in transformers, its temperature, top_k, top_p and min_p count only once something samples, so a missing do_sample is
-    False. Names this engine does not know are left out; those that would change the output are logged.
+    As in transformers, its temperature, top_k, top_p and min_p count only once something samples, so a missing
+    do_sample is False. Names this engine does not know are left out; those that would change the output are logged.
     """
     options: dict[str, Any] = {}
     for name, value in (config or {}).items():
@@ -215,8 +216,7 @@ def _layer(source: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, An
     elif "do_sample" not in layer and any(name in layer for name in ("temperature", "top_k", "top_p", "min_p")):
         # A caller who sets one of these wants it to have an effect (transformers only warns), except over an explicit
         # temperature of 0 from an earlier source: top_p alone does not undo that.
-        if "temperature" in layer or before.get("temperature") != 0:
-            layer["do_sample"] = True
+        layer["do_sample"] = "temperature" in layer or before.get("temperature") != 0
     elif layer.get("do_sample") and before.get("temperature") == 0:
         layer.setdefault("temperature", 1.0)
     # A limit named later replaces an earlier one of the other kind: bind(max_length=64) over a model's max_new_tokens.
@@ -249,12 +249,13 @@ def _ids(name: str, value: Any) -> tuple[int, ...]:
 
 def _whole(low: int, high: int | None = None) -> Any:
     def check(name: str, value: Any) -> int:
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
-            if not (isinstance(value, float) and value.is_integer()):
-                raise TypeError(f"{name} must be a whole number, got {value!r}")
+        whole = hasattr(value, "__index__") or (isinstance(value, float) and value.is_integer())
+        if isinstance(value, bool) or not whole:
+            raise TypeError(f"{name} must be a whole number, got {value!r}")
         number = int(value)
         if number < low or (high is not None and number > high):
-            raise ValueError(f"{name} must be at least {low}{f' and at most {high}' if high is not None else ''}, got {number}")
+            upper = f" and at most {high}" if high is not None else ""
+            raise ValueError(f"{name} must be at least {low}{upper}, got {number}")
         return number
 
     return check
@@ -267,8 +268,9 @@ def _real(low: float, high: float | None, low_allowed: bool = True) -> Any:
         number = float(value)
         inside = (number >= low if low_allowed else number > low) and number < float("inf")
         if not inside or (high is not None and number > high):
-            bound = f"{'at least' if low_allowed else 'above'} {low:g}" + (f" and at most {high:g}" if high is not None else "")
-            raise ValueError(f"{name} must be {bound}, got {value!r}")
+            lower = f"{'at least' if low_allowed else 'above'} {low:g}"
+            upper = f" and at most {high:g}" if high is not None else ""
+            raise ValueError(f"{name} must be {lower}{upper}, got {value!r}")
         return number
 
     return check

@@ -1,7 +1,7 @@
 """Sessions: KV caches in use and a bounded number kept idle, so that a known prefix is not computed again.
 
-A session is exclusive while in use. Idle ones remember the token ids in their cache; a new prompt takes the one with the
-longest common prefix, cut back to it.
+A session is exclusive while in use. Idle ones remember the token ids in their cache; a new prompt takes the one with
+the longest common prefix, cut back to it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Stop strings in a stream of text: found across any borders, removed exactly, with only what could begin one held back.
+"""Stop strings in a stream of text: found across any borders, removed exactly, no more held back than could be one.
 
-The text ends before the stop string that is complete first; where two are complete at the same character, before the one
-that starts first. This does not depend on how the text arrives in pieces.
+The text ends before the stop string that is complete first; where two are complete at the same character, before the
+one that starts first. This does not depend on how the text arrives in pieces.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class StopMatcher:
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """Returns the text that is certain to belong to the answer now; sets `stopped` when a stop string is complete."""
+        """Returns the text that now certainly belongs to the answer; sets `stopped` when a stop string is complete."""
         if self.stopped or not text:
             return ""
         text = self._held + text
@@ -47,7 +47,7 @@ class StopMatcher:
 
 
 def find_first(text: str, stops: Sequence[str]) -> int | None:
-    """Returns where to cut a text: the start of the stop string that ends first (of equal ends the longest), or None."""
+    """Returns where to cut a text: the start of the stop that ends first (of equal ends the longest), or None."""
     ends = []
     for stop in stops:
         start = text.find(stop)

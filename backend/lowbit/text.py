@@ -1,6 +1,6 @@
-"""TextModel: text in, text out, over the generator. Streams of `Delta` are the primitive; completions are folds over them.
+"""TextModel: text in, text out, over the generator. A stream of `Delta` is the primitive, a completion a fold over it.
 
-Owns the meeting of ids and text: encoding, streaming decoding, stop strings, usage counts. Safe to call from many threads.
+Owns the meeting of ids and text: encoding, streaming decoding, stop strings, counts. Safe to call from any thread.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class TokenLogprob:
 class Delta:
     """A piece of streamed text and the tokens behind it.
 
-    The texts of a stream join to the completion's text, the token ids to its ids. finish_reason is None except on the last
-    delta: "stop" (eos or a stop string), "length" or "cancelled". completion_tokens counts up to and with this delta.
+    The texts of a stream join to the completion's text, the token ids to its ids. finish_reason is None except on the
+    last delta: "stop" (eos or a stop string), "length" or "cancelled". completion_tokens counts this delta's, too.
     """
 
     text: str
@@ -95,10 +95,14 @@ class TextModel:
         self.tokenizer = tokenizer if tokenizer is not None else Tokenizer.from_files(loaded.tokenizer_files)
         self.generator = Generator(engine)
         self._defaults = from_generation_config(self.generation_config)
-        self._eos = _first_given(self._defaults.get("eos_token_id"), self.config.get("eos_token_id"), self.tokenizer.eos_id)
+        self._eos = _first_given(
+            self._defaults.get("eos_token_id"), self.config.get("eos_token_id"), self.tokenizer.eos_id
+        )
 
     def __repr__(self) -> str:
-        return f"TextModel({self.model_id!r}, family={self.spec.family!r}, device={self.device!r}, context={self.context})"
+        return (
+            f"TextModel({self.model_id!r}, family={self.spec.family!r}, device={self.device!r}, context={self.context})"
+        )
 
     @property
     def device(self) -> str:
@@ -134,9 +138,9 @@ class TextModel:
     def stream(self, prompt: Prompt, **options: Any) -> Iterator[Delta]:
         """Returns the deltas of one continuation; the last one has a finish reason. Closing the iterator ends the work.
 
-        prompt is text or token ids. Options are the fields of `lowbit.sampling.GenerationOptions`; what is not given comes
-        from the model's generation_config. Raises TypeError for unknown options and ValueError for bad values, an empty
-        prompt and one that is longer than the context, at the call.
+        prompt is text or token ids. Options are the fields of `lowbit.sampling.GenerationOptions`; what is not given
+        comes from the model's generation_config. Raises TypeError for unknown options and ValueError for bad values, an
+        empty prompt and one that is longer than the context, at the call.
         """
         return _deltas(self._start([prompt], options))
 
@@ -148,7 +152,7 @@ class TextModel:
         return self._generate(prompts, options, None)
 
     async def astream(self, prompt: Prompt, **options: Any) -> AsyncIterator[Delta]:
-        """Yields what `stream` yields without blocking the event loop. Cancelling the task ends the work within one step."""
+        """Yields what `stream` does without blocking the loop; cancelling the task ends the work within one step."""
         deltas = _iterate_in_thread(lambda cancel: _deltas(self._start([prompt], options, cancel)))
         try:
             async for delta in deltas:
@@ -201,7 +205,9 @@ class TextModel:
             return prompt
         ids = self.encode(prompt)
         if not ids:
-            raise ValueError("the prompt is empty, and this model's tokenizer adds no beginning-of-text token: give some text")
+            raise ValueError(
+                "the prompt is empty, and this model's tokenizer adds no beginning-of-text token: give some text"
+            )
         return ids
 
     def _run(self, batch: Batch, options: GenerationOptions, rows: int) -> Running[tuple[int, Delta]]:
@@ -306,8 +312,8 @@ def _first_given(*values: int | Sequence[int] | None) -> tuple[int, ...]:
 
 
 async def _iterate_in_thread(make: Callable[[threading.Event], Running[T]]) -> AsyncGenerator[T, None]:
-    """Yields the items of an iterator that a worker thread runs. When the consumer stops early, the event is set and the
-    worker closes its iterator after the step it is in; the event loop does not wait for it."""
+    """Yields the items of an iterator that a worker thread runs. When the consumer stops early, the event is set and
+    the worker closes its iterator after the step it is in; the event loop does not wait for it."""
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[tuple[T | None, BaseException | None, bool]] = asyncio.Queue()
     cancel = threading.Event()
@@ -330,8 +336,8 @@ async def _iterate_in_thread(make: Callable[[threading.Event], Running[T]]) -> A
         else:
             put(None, None, True)
 
-    # A thread of its own, because a long answer would occupy one of the loop's few executor threads; not a daemon, so that
-    # the interpreter does not end below it (the cancel event bounds how long it lives).
+    # A thread of its own, because a long answer would occupy one of the loop's few executor threads; not a daemon, so
+    # that the interpreter does not end below it (the cancel event bounds how long it lives).
     threading.Thread(target=work, name="lowbit-generate").start()
     try:
         while True:

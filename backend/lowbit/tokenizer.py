@@ -1,7 +1,7 @@
 """Text to token ids and back, from the files of a model folder, without transformers.
 
-Owns special tokens, beginning- and end-of-text rules and the chat template's text (chat.py renders it). Files other than
-tokenizer.json are converted by tokenizer_files.py.
+Owns special tokens, beginning- and end-of-text rules and the chat template's text (chat.py renders it). Files other
+than tokenizer.json are converted by tokenizer_files.py.
 """
 
 from __future__ import annotations
@@ -20,17 +20,21 @@ from lowbit.tokenizer_files import build_backend, read_json, special_tokens
 # Files a folder may have that `Tokenizer.from_files` understands.
 FILE_NAMES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-    "chat_template.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "merges.txt", "vocab.txt",
+    "chat_template.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "merges.txt",
+    "vocab.txt",
 )  # fmt: skip
 
 
 class Tokenizer:
     """Encodes and decodes as transformers' tokenizer for the same files does.
 
-    chat_template: the template's text, a dictionary of named ones, or None. special_tokens: names like "bos_token" to strings.
+    chat_template: the template's text, a dictionary of named ones, or None.
+    special_tokens: names like "bos_token" to strings.
     """
 
-    def __init__(self, backend: Backend, config: Mapping[str, Any], tokens: Mapping[str, str], chat_template: Any = None) -> None:
+    def __init__(
+        self, backend: Backend, config: Mapping[str, Any], tokens: Mapping[str, str], chat_template: Any = None
+    ) -> None:
         backend.no_truncation()  # files of embedding models carry both; nothing is cut or padded silently
         backend.no_padding()
         self.backend = backend
@@ -50,7 +54,7 @@ class Tokenizer:
 
     @classmethod
     def from_files(cls, files: Mapping[str, Path]) -> Tokenizer:
-        """Returns the tokenizer that files (name -> path) describe. Raises ValueError naming what is missing or damaged."""
+        """Returns the tokenizer of some files (name -> path). Raises ValueError naming what is missing or damaged."""
         config = read_json(files.get("tokenizer_config.json"))
         tokens = special_tokens(config, read_json(files.get("special_tokens_map.json")))
         return cls(build_backend(files, config, tokens), config, tokens, _chat_template(files, config))

@@ -1,9 +1,7 @@
 """The files a tokenizer comes in: tokenizer.json as it is, older files converted in memory.
 
-    tokenizer.json                                         as it is
-    tokenizer.model, spiece.model, sentencepiece.bpe.model  SentencePiece: BPE or Unigram (sentencepiece.py)
-    vocab.json + merges.txt                                byte-level BPE (GPT-2)
-    vocab.txt                                              WordPiece (BERT)
+Tried in this order: tokenizer.json; a SentencePiece model (sentencepiece.py); vocab.json with merges.txt, byte-level BPE
+as GPT-2's; vocab.txt, WordPiece as BERT's.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ def read_json(path: Path | None) -> dict[str, Any]:
 
 
 def special_tokens(config: Mapping[str, Any], special_map: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the special tokens by name ("bos_token", ...): tokenizer_config.json wins over special_tokens_map.json."""
+    """Returns special tokens by name ("bos_token", ...); tokenizer_config.json wins over special_tokens_map.json."""
     found = {}
     for name in SPECIAL_NAMES:
         value = config.get(name, special_map.get(name))
@@ -46,7 +44,7 @@ def special_tokens(config: Mapping[str, Any], special_map: Mapping[str, Any]) ->
 
 
 def build_backend(files: Mapping[str, Path], config: Mapping[str, Any], tokens: Mapping[str, str]) -> Backend:
-    """Returns the tokenizers object that the files describe, with all added tokens. Raises ValueError saying what is missing."""
+    """Returns the tokenizers object of some files, with all added tokens. Raises ValueError saying what is missing."""
     if "tokenizer.json" in files:
         backend = _read_backend(files["tokenizer.json"])
     elif name := next((n for n in SENTENCEPIECE_FILES if n in files), None):
@@ -59,9 +57,10 @@ def build_backend(files: Mapping[str, Path], config: Mapping[str, Any], tokens: 
         backend = _wordpiece(files, config, tokens)
     else:
         raise ValueError(
-            f"the model has no tokenizer this version reads (found: {', '.join(sorted(files)) or 'no tokenizer file'}); it needs "
-            "tokenizer.json, tokenizer.model, vocab.json with merges.txt, or vocab.txt. Where only custom code makes the tokenizer, "
-            "save it once with transformers: AutoTokenizer.from_pretrained(model, trust_remote_code=True).save_pretrained(folder)"
+            "the model has no tokenizer this version reads "
+            f"(found: {', '.join(sorted(files)) or 'no tokenizer file'}); it needs tokenizer.json, tokenizer.model, "
+            "vocab.json with merges.txt, or vocab.txt. Where only custom code makes the tokenizer, save it once with "
+            "transformers: AutoTokenizer.from_pretrained(model, trust_remote_code=True).save_pretrained(folder)"
         )
     _add_tokens(backend, config, read_json(files.get("added_tokens.json")), tokens)
     return backend
@@ -71,11 +70,15 @@ def _read_backend(path: Path) -> Backend:
     try:
         return Backend.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception for anything wrong in the file
-        raise ValueError(f"{path} cannot be read by the tokenizers library ({error}); download it again or upgrade tokenizers") from error
+        raise ValueError(
+            f"{path} cannot be read by the tokenizers library ({error}); download it again or upgrade tokenizers"
+        ) from error
 
 
-def _add_tokens(backend: Backend, config: Mapping[str, Any], added: Mapping[str, Any], tokens: Mapping[str, str]) -> None:
-    """Adds the tokens that stand beside the vocabulary: added_tokens_decoder, added_tokens.json, and the special names."""
+def _add_tokens(
+    backend: Backend, config: Mapping[str, Any], added: Mapping[str, Any], tokens: Mapping[str, str]
+) -> None:
+    """Adds what stands beside the vocabulary: added_tokens_decoder, added_tokens.json, and the special names."""
     known = {token.content: token for token in backend.get_added_tokens_decoder().values()}
     wanted: list[tuple[int, AddedToken]] = []
     for key, entry in (config.get("added_tokens_decoder") or {}).items():
@@ -92,7 +95,9 @@ def _add_tokens(backend: Backend, config: Mapping[str, Any], added: Mapping[str,
     known = {token.content: token for token in backend.get_added_tokens_decoder().values()}
     missing = [t for t in dict.fromkeys(tokens.values()) if t not in known or not known[t].special]
     # Only names the vocabulary has: adding others would give them ids behind the model's embedding.
-    backend.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in missing if backend.token_to_id(t) is not None])
+    backend.add_special_tokens(
+        [AddedToken(t, normalized=False, special=True) for t in missing if backend.token_to_id(t) is not None]
+    )
 
 
 def _byte_level(files: Mapping[str, Path], config: Mapping[str, Any]) -> Backend:

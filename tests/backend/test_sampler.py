@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from lowbit import ops
 
 NONE = np.empty(0, np.int32)
@@ -96,14 +97,17 @@ def test_equals_numpy(case):
     token, logprob, alternatives = sample(logits, **options)
     assert math.isnan(logprob)
     assert alternatives == []
-    # Inverse of the cumulative distribution in the order of ids; a draw within rounding of a border may fall on either side.
+    # Inverse of the cumulative distribution in the order of ids; a draw within rounding of a border may fall on either
+    # side.
     u = ops.uniform_draw(options["seed"], options["position"])
     cumulative = np.cumsum(p)
     assert p[token] > 0
     assert cumulative[token] - p[token] - 1e-9 <= u <= cumulative[token] + 1e-9
 
 
-@pytest.mark.parametrize("options", [{}, {"top_k": 50}, {"top_p": 0.9}, {"min_p": 0.02}, {"top_k": 20000, "top_p": 0.8}])
+@pytest.mark.parametrize(
+    "options", [{}, {"top_k": 50}, {"top_p": 0.9}, {"min_p": 0.02}, {"top_k": 20000, "top_p": 0.8}]
+)
 def test_large_vocabulary(options):
     rng = np.random.default_rng(1)
     for position in range(20):
@@ -131,7 +135,15 @@ def test_uniform_draws_are_uniform():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"temperature": 0.5}, {"top_k": 7}, {"top_p": 0.7}, {"min_p": 0.1}, {"temperature": 2.0, "top_k": 20, "top_p": 0.9}]
+    "options",
+    [
+        {},
+        {"temperature": 0.5},
+        {"top_k": 7},
+        {"top_p": 0.7},
+        {"min_p": 0.1},
+        {"temperature": 2.0, "top_k": 20, "top_p": 0.9},
+    ],
 )
 def test_draws_follow_the_distribution(options):
     logits = np.random.default_rng(3).normal(0, 1.5, 30).astype(np.float32)
@@ -157,7 +169,12 @@ def test_logprobs_are_of_the_unmodified_distribution():
     p = np.exp(logits - logits.max())
     expected = np.log(p / p.sum())
     token, logprob, alternatives = sample(
-        logits, temperature=0.0, top_logprobs=3, mask=bits([True, False, True, False, True]), repetition_penalty=5.0, prompt=ids(0)
+        logits,
+        temperature=0.0,
+        top_logprobs=3,
+        mask=bits([True, False, True, False, True]),
+        repetition_penalty=5.0,
+        prompt=ids(0),
     )
     assert token == 0
     assert logprob == pytest.approx(expected[0], abs=1e-6)

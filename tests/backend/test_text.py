@@ -6,9 +6,10 @@ import time
 
 import numpy as np
 import pytest
-import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import toy
 
 
 def joined(deltas):
@@ -95,7 +96,10 @@ def test_logprobs():
 
 
 def test_options_come_from_model_then_call():
-    model = toy.text_model(toy.babble(), generation_config={"do_sample": True, "temperature": 0.6, "eos_token_id": [5, 6], "max_length": 40})
+    model = toy.text_model(
+        toy.babble(),
+        generation_config={"do_sample": True, "temperature": 0.6, "eos_token_id": [5, 6], "max_length": 40},
+    )
     options = model.options()
     assert not options.greedy
     assert options.temperature == 0.6
@@ -107,7 +111,7 @@ def test_options_come_from_model_then_call():
 
 def test_unknown_options_name_the_nearest():
     model = toy.text_model({"hi": "x"})
-    with pytest.raises(TypeError, match="'temprature'.*did you mean 'temperature'"):
+    with pytest.raises(TypeError, match=r"'temprature'.*did you mean 'temperature'"):
         model.stream("hi", temprature=1)
     with pytest.raises(ValueError, match="num_beams=4 is not supported"):
         model.generate("hi", num_beams=4)
