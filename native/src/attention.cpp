@@ -1,5 +1,5 @@
-// Attention over the KV caches: rotation, storing, and a softmax that runs over blocks of keys, so that its scratch does not
-// grow with the context (Milakov & Gimelshein 2018, "Online normalizer calculation for softmax").
+// Attention over the KV caches: rotation, storing, and a softmax that runs over blocks of keys, so that its scratch
+// does not grow with the context (Milakov & Gimelshein 2018, "Online normalizer calculation for softmax").
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -21,7 +21,8 @@ void norm_head(const ModelSpec& s, const VectorKernels& v, const float* weight, 
 }
 
 void rotate(const Rope& rope, const float* table, float* x) {
-    const int64_t half = rope.dim / 2, step = rope.kind == RopeKind::half ? 1 : 2, pair = rope.kind == RopeKind::half ? half : 1;
+    const int64_t half = rope.dim / 2, step = rope.kind == RopeKind::half ? 1 : 2,
+                  pair = rope.kind == RopeKind::half ? half : 1;
     const float *cos = table, *sin = table + half;
     for (int64_t i = 0; i < half; i++) {
         float &a = x[i * step], &b = x[i * step + pair];
@@ -31,13 +32,20 @@ void rotate(const Rope& rope, const float* table, float* x) {
     }
 }
 
-void store(const VectorKernels& v, DType dtype, const float* x, int64_t n, uint8_t* to) {
-    if (dtype == DType::fp16)
-        v.to_fp16(x, reinterpret_cast<uint16_t*>(to), n);
-    else if (dtype == DType::bf16)
-        v.to_bf16(x, reinterpret_cast<uint16_t*>(to), n);
-    else
-        std::memcpy(to, x, n * sizeof(float));
+// One key and one value of a head into the cache. `halves` has room for head_dim.
+void store(const VectorKernels& v, const KvCache& cache, int64_t layer, int64_t head, int64_t position,
+           const float* key, const float* value, uint16_t* halves) {
+    const int64_t dim = cache.shape().head_dim, at = position % kKvBlock;
+    uint8_t *keys = cache.keys(layer, head, position), *values = cache.values(layer, head, position);
+    if (cache.shape().dtype == DType::fp32) {
+        for (int64_t d = 0; d < dim; d++) reinterpret_cast<float*>(keys)[d * kKvBlock + at] = key[d];
+        std::memcpy(reinterpret_cast<float*>(values) + at * cache.value_stride(), value, dim * sizeof(float));
+        return;
+    }
+    const auto convert = cache.shape().dtype == DType::fp16 ? v.to_fp16 : v.to_bf16;
+    convert(key, halves, dim);
+    for (int64_t d = 0; d < dim; d++) reinterpret_cast<uint16_t*>(keys)[d * kKvBlock + at] = halves[d];
+    convert(value, reinterpret_cast<uint16_t*>(values) + at * cache.value_stride(), dim);
 }
 
 float query_scale(const ModelSpec& s, int64_t layer, int64_t position) {
@@ -58,20 +66,23 @@ void attend_block(const AttentionContext& c, const Block& b, float* scratch) {
     const ModelSpec& s = c.spec;
     const VectorKernels& v = c.kernels.vector;
     const int64_t group = s.heads / s.kv_heads, dim = s.head_dim, rows = b.tokens * group, most = query_rows(s);
-    float *q = scratch, *out = q + most * dim, *scores = out + most * dim, *largest = scores + most * kKvBlock, *sums = largest + most;
+    const KvCache& cache = *b.segment.cache;
+    const int64_t width = cache.value_stride();
+    float *q = scratch, *out = q + most * dim, *scores = out + most * width, *largest = scores + most * kKvBlock,
+          *sums = largest + most;
 
     for (int64_t t = 0; t < b.tokens; t++)
-        std::memcpy(q + t * group * dim, c.scratch.qkv.row(b.first_row + t) + b.head * group * dim, group * dim * sizeof(float));
-    std::memset(out, 0, rows * dim * sizeof(float));
+        std::memcpy(q + t * group * dim, c.scratch.qkv.row(b.first_row + t) + b.head * group * dim,
+                    group * dim * sizeof(float));
+    std::memset(out, 0, rows * width * sizeof(float));
     std::memset(sums, 0, rows * sizeof(float));
 
-    const KvCache& cache = *b.segment.cache;
     const int64_t window = s.layer_window.empty() ? 0 : s.layer_window[c.layer];
     const int64_t first = b.segment.first_position + b.first_row - b.segment.first_row, last = first + b.tokens - 1;
     const int64_t begin = window ? std::max<int64_t>(0, first - window + 1) : 0;
     for (int64_t block = begin / kKvBlock * kKvBlock; block <= last; block += kKvBlock) {
         const int64_t count = std::min<int64_t>(kKvBlock, last + 1 - block);
-        v.attention_scores(q, rows, cache.keys(c.layer, b.head, block), cache.shape().dtype, cache.stride(), count, dim, scores, kKvBlock);
+        v.attention_scores(q, rows, cache.keys(c.layer, b.head, block), cache.shape().dtype, count, dim, scores);
         for (int64_t r = 0; r < rows; r++) {
             const int64_t position = first + r / group;
             const int64_t from = window ? std::max<int64_t>(0, position - window + 1 - block) : 0;
@@ -82,7 +93,8 @@ void attend_block(const AttentionContext& c, const Block& b, float* scratch) {
                 continue;
             }
             if (s.attention_softcap != 0)
-                for (int64_t t = from; t < to; t++) row[t] = s.attention_softcap * std::tanh(row[t] / s.attention_softcap);
+                for (int64_t t = from; t < to; t++)
+                    row[t] = s.attention_softcap * std::tanh(row[t] / s.attention_softcap);
             if (!s.alibi_slopes.empty()) {
                 const float slope = s.alibi_slopes[b.head * group + r % group];
                 for (int64_t t = from; t < to; t++) row[t] += slope * static_cast<float>(block + t - position);
@@ -93,7 +105,7 @@ void attend_block(const AttentionContext& c, const Block& b, float* scratch) {
                 const float shrink = std::exp(largest[r] - top);
                 if (shrink != 1.0f) {
                     sums[r] *= shrink;
-                    for (int64_t d = 0; d < dim; d++) out[r * dim + d] *= shrink;
+                    for (int64_t d = 0; d < dim; d++) out[r * width + d] *= shrink;
                 }
             }
             largest[r] = top;
@@ -101,7 +113,7 @@ void attend_block(const AttentionContext& c, const Block& b, float* scratch) {
             std::fill(row, row + from, 0.0f);
             std::fill(row + to, row + count, 0.0f);
         }
-        v.attention_values(scores, kKvBlock, rows, cache.values(c.layer, b.head, block), cache.shape().dtype, cache.stride(), count, dim, out);
+        v.attention_values(scores, rows, cache.values(c.layer, b.head, block), cache.shape().dtype, count, width, out);
     }
 
     const bool whole_groups = dim % kAtomK == 0;
@@ -111,7 +123,7 @@ void attend_block(const AttentionContext& c, const Block& b, float* scratch) {
         for (int64_t h = 0; h < group; h++) {
             const int64_t r = t * group + h;
             const float inverse = 1.0f / sums[r];
-            for (int64_t d = 0; d < dim; d++) to[h * dim + d] = out[r * dim + d] * inverse;
+            for (int64_t d = 0; d < dim; d++) to[h * dim + d] = out[r * width + d] * inverse;
         }
         if (whole_groups) quantize_columns(c.kernels, c.attended, b.first_row + t, column, column + group * dim);
     }
@@ -119,14 +131,15 @@ void attend_block(const AttentionContext& c, const Block& b, float* scratch) {
 
 }  // namespace
 
-int64_t attention_floats(const ModelSpec& s) { return query_rows(s) * (2 * s.head_dim + kKvBlock + 2); }
+int64_t attention_floats(const ModelSpec& s) { return query_rows(s) * (2 * s.head_dim + kPanelRows + kKvBlock + 2); }
 
 void fill_ropes(const Team& team, const ModelSpec& spec, const Chunk& chunk, const RopeTables& tables) {
     const int64_t ropes = static_cast<int64_t>(spec.ropes.size());
     for_share(team, static_cast<int64_t>(chunk.rows.size()), ropes, 1, [&](int64_t row, int64_t first, int64_t last) {
         for (int64_t i = first; i < last; i++) {
             const Rope& rope = spec.ropes[i];
-            const bool long_context = !rope.inv_freq_long.empty() && chunk.rows[row].cache->shape().capacity > rope.long_from;
+            const bool long_context =
+                !rope.inv_freq_long.empty() && chunk.rows[row].cache->shape().capacity > rope.long_from;
             const std::vector<float>& inv_freq = long_context ? rope.inv_freq_long : rope.inv_freq;
             const float scale = long_context ? rope.scale_long : rope.scale;
             float *cos = tables.at(static_cast<int>(i), row), *sin = cos + rope.dim / 2;
@@ -145,39 +158,43 @@ void rotate_and_store(const Team& team, const AttentionContext& c) {
     const int64_t dim = s.head_dim, group = s.heads / s.kv_heads;
     const int rope_index = s.layer_rope.empty() ? -1 : s.layer_rope[c.layer];
     // A norm over all heads needs its row in one hand; else a kv head and its queries are a unit of work.
+    uint16_t* halves = reinterpret_cast<uint16_t*>(c.scratch.attention + team.id() * c.scratch.attention_stride);
     const int64_t unit = s.qk_norm_whole ? s.kv_heads : 1;
-    for_share(team, static_cast<int64_t>(c.chunk.rows.size()), s.kv_heads, unit, [&](int64_t row, int64_t first, int64_t last) {
-        const Row& info = c.chunk.rows[row];
-        const KvCache& cache = *info.cache;
-        float *q = c.scratch.qkv.row(row), *k = q + s.heads * dim, *value = k + s.kv_heads * dim;
-        if (s.clip_qkv != 0) {
-            const auto clip = [&](float* x, int64_t n) {
-                for (int64_t i = 0; i < n; i++) x[i] = x[i] > s.clip_qkv ? s.clip_qkv : x[i] < -s.clip_qkv ? -s.clip_qkv : x[i];
-            };
-            clip(q + first * group * dim, (last - first) * group * dim);
-            clip(k + first * dim, (last - first) * dim);
-            clip(value + first * dim, (last - first) * dim);
-        }
-        if (s.qk_norm_whole) {
-            if (c.weights.q_norm) norm_head(s, v, c.weights.q_norm, s.heads * dim, q);
-            if (c.weights.k_norm) norm_head(s, v, c.weights.k_norm, s.kv_heads * dim, k);
-        }
-        const float scale = query_scale(s, c.layer, info.position);
-        const float* table = rope_index >= 0 ? c.scratch.ropes.at(rope_index, row) : nullptr;
-        for (int64_t head = first * group; head < last * group; head++) {
-            float* x = q + head * dim;
-            if (c.weights.q_norm && !s.qk_norm_whole) norm_head(s, v, c.weights.q_norm + (c.weights.q_norm_per_head ? head * dim : 0), dim, x);
-            if (table) rotate(s.ropes[rope_index], table, x);
-            for (int64_t d = 0; d < dim; d++) x[d] *= scale;
-        }
-        for (int64_t head = first; head < last; head++) {
-            float* x = k + head * dim;
-            if (c.weights.k_norm && !s.qk_norm_whole) norm_head(s, v, c.weights.k_norm + (c.weights.k_norm_per_head ? head * dim : 0), dim, x);
-            if (table) rotate(s.ropes[rope_index], table, x);
-            store(v, cache.shape().dtype, x, dim, cache.keys(c.layer, head, info.position));
-            store(v, cache.shape().dtype, value + head * dim, dim, cache.values(c.layer, head, info.position));
-        }
-    });
+    for_share(team, static_cast<int64_t>(c.chunk.rows.size()), s.kv_heads, unit,
+              [&](int64_t row, int64_t first, int64_t last) {
+                  const Row& info = c.chunk.rows[row];
+                  const KvCache& cache = *info.cache;
+                  float *q = c.scratch.qkv.row(row), *k = q + s.heads * dim, *value = k + s.kv_heads * dim;
+                  if (s.clip_qkv != 0) {
+                      const auto clip = [&](float* x, int64_t n) {
+                          for (int64_t i = 0; i < n; i++)
+                              x[i] = x[i] > s.clip_qkv ? s.clip_qkv : x[i] < -s.clip_qkv ? -s.clip_qkv : x[i];
+                      };
+                      clip(q + first * group * dim, (last - first) * group * dim);
+                      clip(k + first * dim, (last - first) * dim);
+                      clip(value + first * dim, (last - first) * dim);
+                  }
+                  if (s.qk_norm_whole) {
+                      if (c.weights.q_norm) norm_head(s, v, c.weights.q_norm, s.heads * dim, q);
+                      if (c.weights.k_norm) norm_head(s, v, c.weights.k_norm, s.kv_heads * dim, k);
+                  }
+                  const float scale = query_scale(s, c.layer, info.position);
+                  const float* table = rope_index >= 0 ? c.scratch.ropes.at(rope_index, row) : nullptr;
+                  for (int64_t head = first * group; head < last * group; head++) {
+                      float* x = q + head * dim;
+                      if (c.weights.q_norm && !s.qk_norm_whole)
+                          norm_head(s, v, c.weights.q_norm + (c.weights.q_norm_per_head ? head * dim : 0), dim, x);
+                      if (table) rotate(s.ropes[rope_index], table, x);
+                      for (int64_t d = 0; d < dim; d++) x[d] *= scale;
+                  }
+                  for (int64_t head = first; head < last; head++) {
+                      float* x = k + head * dim;
+                      if (c.weights.k_norm && !s.qk_norm_whole)
+                          norm_head(s, v, c.weights.k_norm + (c.weights.k_norm_per_head ? head * dim : 0), dim, x);
+                      if (table) rotate(s.ropes[rope_index], table, x);
+                      store(v, cache, c.layer, head, info.position, x, value + head * dim, halves);
+                  }
+              });
 }
 
 bool attend(const Team& team, const AttentionContext& c) {
@@ -188,7 +205,8 @@ bool attend(const Team& team, const AttentionContext& c) {
         for (int64_t at = 0; at < segment.rows; at += tokens)
             for (int64_t head = 0; head < c.spec.kv_heads; head++)
                 if (unit++ % team.size() == team.id())
-                    attend_block(c, {segment, segment.first_row + at, std::min(tokens, segment.rows - at), head}, scratch);
+                    attend_block(c, {segment, segment.first_row + at, std::min(tokens, segment.rows - at), head},
+                                 scratch);
     return c.spec.head_dim % kAtomK == 0;
 }
 

@@ -12,20 +12,25 @@ namespace {
 
 // The fields of the two structs in spec.h; a test holds them equal to spec.h and to models/_spec.py.
 #define ROPE_FIELDS(X) X(kind) X(dim) X(inv_freq) X(inv_freq_long) X(long_from) X(scale) X(scale_long)
-#define SPEC_FIELDS(X)                                                                                                       \
-    X(family) X(vocab_size) X(hidden_size) X(layers) X(heads) X(kv_heads) X(head_dim) X(ffn_size) X(context)                 \
-    X(norm) X(norm_place) X(norm_eps) X(norm_weight_offset) X(final_norm) X(qk_norm) X(qk_norm_whole) X(residual)            \
-    X(residual_scale) X(embedding_scale) X(learned_position_offset) X(ropes) X(layer_rope) X(alibi_slopes)                   \
-    X(attention_scale) X(attention_softcap) X(layer_attention_scale) X(attention_logn_from) X(layer_window) X(clip_qkv)      \
-    X(gated) X(activation) X(tied_head) X(logit_scale) X(logit_softcap)
+#define SPEC_FIELDS(X)                                                                                             \
+    X(family)                                                                                                      \
+    X(vocab_size) X(hidden_size) X(layers) X(heads) X(kv_heads) X(head_dim) X(ffn_size) X(context) X(norm)         \
+        X(norm_place) X(norm_eps) X(norm_weight_offset) X(final_norm) X(qk_norm) X(qk_norm_whole) X(residual)      \
+            X(residual_scale) X(embedding_scale) X(learned_position_offset) X(ropes) X(layer_rope) X(alibi_slopes) \
+                X(attention_scale) X(attention_softcap) X(layer_attention_scale) X(attention_logn_from)            \
+                    X(layer_window) X(clip_qkv) X(gated) X(activation) X(tied_head) X(logit_scale) X(logit_softcap)
 
 // Names of enumerators by value; the same words in the same order as in models/_spec.py.
-template <class E> constexpr const char* const* kNames = nullptr;
-template <class E> constexpr int kNameCount = 0;
-#define ENUM_NAMES(E, ...)                                   \
-    constexpr const char* k##E##Names[] = {__VA_ARGS__};     \
-    template <> constexpr const char* const* kNames<E> = k##E##Names; \
-    template <> constexpr int kNameCount<E> = sizeof(k##E##Names) / sizeof(k##E##Names[0]);
+template <class E>
+constexpr const char* const* kNames = nullptr;
+template <class E>
+constexpr int kNameCount = 0;
+#define ENUM_NAMES(E, ...)                                \
+    constexpr const char* k##E##Names[] = {__VA_ARGS__};  \
+    template <>                                           \
+    constexpr const char* const* kNames<E> = k##E##Names; \
+    template <>                                           \
+    constexpr int kNameCount<E> = sizeof(k##E##Names) / sizeof(k##E##Names[0]);
 ENUM_NAMES(NormKind, "rms", "layer")
 ENUM_NAMES(NormPlace, "pre", "post", "sandwich")
 ENUM_NAMES(Residual, "sequential", "parallel_shared", "parallel_separate")
@@ -68,7 +73,8 @@ void read(nb::handle value, std::vector<Rope>& to) {
     for (nb::handle item : value) {
         Rope rope;
         read_fields(nb::cast<nb::dict>(item), "Rope", [&](const std::string& name, nb::handle v) {
-#define X(field) if (name == #field) return read(v, rope.field), true;
+#define X(field) \
+    if (name == #field) return read(v, rope.field), true;
             ROPE_FIELDS(X)
 #undef X
             return false;
@@ -80,7 +86,8 @@ void read(nb::handle value, std::vector<Rope>& to) {
 ModelSpec read_spec(nb::dict data) {
     ModelSpec spec;
     read_fields(data, "ModelSpec", [&](const std::string& name, nb::handle v) {
-#define X(field) if (name == #field) return read(v, spec.field), true;
+#define X(field) \
+    if (name == #field) return read(v, spec.field), true;
         SPEC_FIELDS(X)
 #undef X
         return false;
@@ -98,8 +105,8 @@ int index_of(const char* const (&names)[N], const std::string& name, const char*
     throw std::invalid_argument("unknown " + std::string(what) + " '" + name + "': choose one of " + known);
 }
 
-constexpr const char* kDTypes[] = {"fp32", "fp16", "bf16"};    // by DType
-constexpr const char* kComputes[] = {"int8", "fp32"};          // by Compute
+constexpr const char* kDTypes[] = {"fp32", "fp16", "bf16"};  // by DType
+constexpr const char* kComputes[] = {"int8", "fp32"};        // by Compute
 
 using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Tokens = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -111,10 +118,12 @@ struct BoundDecoder {
     std::unique_ptr<Decoder> decoder;
 };
 
-void construct(BoundDecoder* self, nb::dict spec, nb::dict packed, nb::dict vectors, const std::string& compute, const std::string& tier) {
+void construct(BoundDecoder* self, nb::dict spec, nb::dict packed, nb::dict vectors, const std::string& compute,
+               const std::string& tier) {
     const int tier_index = index_of(kTierNames, tier, "tier");
     if (!tier_available(static_cast<Tier>(tier_index)))
-        throw std::invalid_argument("tier '" + tier + "' does not run on this CPU; the highest that does is '" + kTierNames[static_cast<int>(best_tier())] + "'");
+        throw std::invalid_argument("tier '" + tier + "' does not run on this CPU; the highest that does is '" +
+                                    kTierNames[static_cast<int>(best_tier())] + "'");
     std::vector<Bytes> arrays;
     DecoderWeights weights;
     for (auto [key, value] : packed) {
@@ -138,12 +147,14 @@ void construct(BoundDecoder* self, nb::dict spec, nb::dict packed, nb::dict vect
             throw std::invalid_argument(name + ": expected a contiguous float32 vector");
         }
     }
-    new (self) BoundDecoder{std::move(arrays), std::make_unique<Decoder>(read_spec(spec), std::move(weights),
-                                                                         static_cast<Compute>(index_of(kComputes, compute, "compute type")),
-                                                                         static_cast<Tier>(tier_index))};
+    new (self) BoundDecoder{
+        std::move(arrays), std::make_unique<Decoder>(read_spec(spec), std::move(weights),
+                                                     static_cast<Compute>(index_of(kComputes, compute, "compute type")),
+                                                     static_cast<Tier>(tier_index))};
 }
 
-nb::ndarray<nb::numpy, float, nb::ndim<2>> forward(BoundDecoder& self, ThreadPool& pool, const std::vector<std::tuple<nb::object, Tokens, bool>>& items) {
+nb::ndarray<nb::numpy, float, nb::ndim<2>> forward(BoundDecoder& self, ThreadPool& pool,
+                                                   const std::vector<std::tuple<nb::object, Tokens, bool>>& items) {
     std::vector<Part> parts;
     int64_t rows = 0;
     for (const auto& [cache, tokens, all_logits] : items) {
@@ -168,8 +179,10 @@ void bind_decoder(nb::module_& m) {
     nb::class_<KvCache>(m, "KvCache")
         .def(
             "__init__",
-            [](KvCache* self, int64_t layers, int64_t kv_heads, int64_t head_dim, int64_t capacity, const std::string& dtype) {
-                new (self) KvCache({layers, kv_heads, head_dim, capacity, static_cast<DType>(index_of(kDTypes, dtype, "KV cache dtype"))});
+            [](KvCache* self, int64_t layers, int64_t kv_heads, int64_t head_dim, int64_t capacity,
+               const std::string& dtype) {
+                new (self) KvCache({layers, kv_heads, head_dim, capacity,
+                                    static_cast<DType>(index_of(kDTypes, dtype, "KV cache dtype"))});
             },
             nb::arg("layers"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("capacity"), nb::arg("dtype") = "fp16")
         .def_prop_ro("length", &KvCache::length)
@@ -178,9 +191,11 @@ void bind_decoder(nb::module_& m) {
         .def("truncate", &KvCache::truncate, nb::arg("length"));
 
     nb::class_<BoundDecoder>(m, "Decoder")
-        .def("__init__", &construct, nb::arg("spec"), nb::arg("packed"), nb::arg("vectors"), nb::arg("compute"), nb::arg("tier"))
+        .def("__init__", &construct, nb::arg("spec"), nb::arg("packed"), nb::arg("vectors"), nb::arg("compute"),
+             nb::arg("tier"))
         .def("forward", &forward, nb::arg("pool"), nb::arg("parts"))
-        .def("profile", [](BoundDecoder& d, bool on) { d.decoder->profile(on); }, nb::arg("on"))
+        .def(
+            "profile", [](BoundDecoder& d, bool on) { d.decoder->profile(on); }, nb::arg("on"))
         .def("phase_seconds", [](const BoundDecoder& d) {
             const PhaseTimes times = d.decoder->phase_times();
             nb::dict result;

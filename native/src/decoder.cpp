@@ -76,7 +76,9 @@ void Decoder::Impl::plan_buffers() {
         }
         if (buffer.k) buffer.stride = row_stride(std::max(buffer.k_padded, round_up(k, kPanelRows)));
     };
-    const auto written_by = [&](OutputBuffer& buffer, int64_t columns) { buffer.stride = row_stride(round_up(columns, kPanelRows)); };
+    const auto written_by = [&](OutputBuffer& buffer, int64_t columns) {
+        buffer.stride = row_stride(round_up(columns, kPanelRows));
+    };
 
     const ResolvedWeights& w = resolved;
     const bool separate = spec.residual == Residual::parallel_separate;
@@ -96,15 +98,19 @@ void Decoder::Impl::plan_buffers() {
     written_by(scratch.qkv, (spec.heads + 2 * spec.kv_heads) * spec.head_dim);
     written_by(scratch.up, w.layers.front().up.weight->layout.rows);
     written_by(scratch.logits, spec.vocab_size);
-    for (const Rope& rope : spec.ropes) scratch.ropes.row_stride = std::max<int64_t>(scratch.ropes.row_stride, rope.dim);
+    for (const Rope& rope : spec.ropes)
+        scratch.ropes.row_stride = std::max<int64_t>(scratch.ropes.row_stride, rope.dim);
 }
 
 void Decoder::Impl::carve(Carver& carver, int64_t rows, int threads) {
     Scratch& s = scratch;
-    for (OutputBuffer* b : {&s.x, &s.attention_delta, &s.ffn_delta, &s.qkv, &s.up}) b->data = carver.take(rows * b->stride * 4);
+    for (OutputBuffer* b : {&s.x, &s.attention_delta, &s.ffn_delta, &s.qkv, &s.up})
+        b->data = carver.take(rows * b->stride * 4);
     for (InputBuffer* b : {&s.normed, &s.ffn_normed, &s.attended, &s.activated, &s.word}) {
         b->data = carver.take(rows * b->stride * 4);
-        b->quantized = b->compute == Compute::int8 ? carver.take(static_cast<int64_t>(linear_input_bytes(rows, b->k_padded))) : nullptr;
+        b->quantized = b->compute == Compute::int8
+                           ? carver.take(static_cast<int64_t>(linear_input_bytes(rows, b->k_padded)))
+                           : nullptr;
     }
     s.logits.data = carver.take(spec.vocab_size % kPanelRows ? std::min(rows, kHeadRows) * s.logits.stride * 4 : 0);
     s.ropes.rope_stride = rows * s.ropes.row_stride;
@@ -132,23 +138,30 @@ void Decoder::Impl::check(const std::vector<Part>& parts) const {
     std::unordered_set<const KvCache*> seen;
     for (const Part& part : parts) {
         if (part.count < 1) throw std::invalid_argument("a part has no tokens; give each session at least one");
-        if (!seen.insert(part.cache).second) throw std::invalid_argument("a KvCache stands in two parts of one call; join their tokens");
+        if (!seen.insert(part.cache).second)
+            throw std::invalid_argument("a KvCache stands in two parts of one call; join their tokens");
         const KvShape& have = part.cache->shape();
         if (have.layers != spec.layers || have.kv_heads != spec.kv_heads || have.head_dim != spec.head_dim)
-            throw std::invalid_argument("a KvCache for " + std::to_string(have.layers) + " layers of " + std::to_string(have.kv_heads) + " heads of " +
-                                        std::to_string(have.head_dim) + " does not fit this " + spec.family + " model (" + std::to_string(spec.layers) +
-                                        ", " + std::to_string(spec.kv_heads) + ", " + std::to_string(spec.head_dim) + ")");
+            throw std::invalid_argument("a KvCache for " + std::to_string(have.layers) + " layers of " +
+                                        std::to_string(have.kv_heads) + " heads of " + std::to_string(have.head_dim) +
+                                        " does not fit this " + spec.family + " model (" + std::to_string(spec.layers) +
+                                        ", " + std::to_string(spec.kv_heads) + ", " + std::to_string(spec.head_dim) +
+                                        ")");
         const int64_t end = part.cache->length() + part.count;
         const auto too_long = [&](const char* what, int64_t room) {
-            throw std::length_error(std::to_string(part.count) + " tokens after " + std::to_string(part.cache->length()) + " make " + std::to_string(end) +
-                                    ", but " + what + " " + std::to_string(room) + "; shorten the prompt or raise the context");
+            throw std::length_error(std::to_string(part.count) + " tokens after " +
+                                    std::to_string(part.cache->length()) + " make " + std::to_string(end) + ", but " +
+                                    what + " " + std::to_string(room) + "; shorten the prompt or raise the context");
         };
         if (end > have.capacity) too_long("the session's context is", have.capacity);
-        if (resolved.position_embedding && end + spec.learned_position_offset > resolved.position_embedding.weight->layout.rows)
-            too_long("the model's learned positions are", resolved.position_embedding.weight->layout.rows - spec.learned_position_offset);
+        if (resolved.position_embedding &&
+            end + spec.learned_position_offset > resolved.position_embedding.weight->layout.rows)
+            too_long("the model's learned positions are",
+                     resolved.position_embedding.weight->layout.rows - spec.learned_position_offset);
         for (int64_t i = 0; i < part.count; i++)
             if (part.tokens[i] < 0 || part.tokens[i] >= spec.vocab_size)
-                throw std::invalid_argument("token id " + std::to_string(part.tokens[i]) + " is outside the vocabulary of " + std::to_string(spec.vocab_size));
+                throw std::invalid_argument("token id " + std::to_string(part.tokens[i]) +
+                                            " is outside the vocabulary of " + std::to_string(spec.vocab_size));
     }
 }
 
@@ -162,7 +175,8 @@ std::vector<Chunk> Decoder::Impl::plan(const std::vector<Part>& parts, float* lo
             }
             Chunk& chunk = chunks.back();
             const int64_t first_row = static_cast<int64_t>(chunk.rows.size());
-            const int64_t count = std::min(kChunkRows - first_row, part.count - done), position = part.cache->length() + done;
+            const int64_t count = std::min(kChunkRows - first_row, part.count - done),
+                          position = part.cache->length() + done;
             chunk.segments.push_back({first_row, count, position, part.cache});
             for (int64_t i = 0; i < count; i++) {
                 chunk.rows.push_back({part.cache, part.tokens[done + i], position + i});

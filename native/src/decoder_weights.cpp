@@ -30,7 +30,8 @@ public:
         }
         const Layout& l = found->second.layout;
         if ((rows >= 0 && l.rows != rows) || (cols >= 0 && l.k != cols))
-            fail(spec_, name + ".weight has shape " + shape_text(l.rows, l.k) + ", the spec asks for " + shape_text(rows, cols));
+            fail(spec_, name + ".weight has shape " + shape_text(l.rows, l.k) + ", the spec asks for " +
+                            shape_text(rows, cols));
         m.weight = &found->second;
         m.bias = vector(name + ".bias", {l.rows}, true);
         return m;
@@ -45,7 +46,8 @@ public:
         const int64_t size = static_cast<int64_t>(found->second.size());
         for (const int64_t wanted : sizes)
             if (size == wanted) return found->second.data();
-        fail(spec_, name + " has shape " + shape_text(size, -1) + ", the spec asks for " + shape_text(*sizes.begin(), -1));
+        fail(spec_,
+             name + " has shape " + shape_text(size, -1) + ", the spec asks for " + shape_text(*sizes.begin(), -1));
     }
 
     Norm norm(const std::string& name) const {
@@ -76,7 +78,9 @@ void check_spec(const ModelSpec& s) {
     };
     for (const auto& [name, value] : sizes)
         if (value < 1 || value > (int64_t{1} << 31)) fail(s, std::string(name) + " is " + std::to_string(value));
-    if (s.heads % s.kv_heads) fail(s, "heads (" + std::to_string(s.heads) + ") is not a multiple of kv_heads (" + std::to_string(s.kv_heads) + ")");
+    if (s.heads % s.kv_heads)
+        fail(s, "heads (" + std::to_string(s.heads) + ") is not a multiple of kv_heads (" + std::to_string(s.kv_heads) +
+                    ")");
     const auto per = [&](const char* name, size_t have, int64_t want) {
         if (have != 0 && static_cast<int64_t>(have) != want)
             fail(s, std::string(name) + " has " + std::to_string(have) + " entries, not " + std::to_string(want));
@@ -86,13 +90,17 @@ void check_spec(const ModelSpec& s) {
     per("layer_attention_scale", s.layer_attention_scale.size(), s.layers);
     per("alibi_slopes", s.alibi_slopes.size(), s.heads);
     for (const int rope : s.layer_rope)
-        if (rope < -1 || rope >= static_cast<int>(s.ropes.size())) fail(s, "layer_rope names rope " + std::to_string(rope));
+        if (rope < -1 || rope >= static_cast<int>(s.ropes.size()))
+            fail(s, "layer_rope names rope " + std::to_string(rope));
     for (const int64_t window : s.layer_window)
         if (window < 0) fail(s, "layer_window holds " + std::to_string(window));
     for (const Rope& r : s.ropes) {
-        if (r.dim < 2 || r.dim % 2 || r.dim > s.head_dim) fail(s, "a rope rotates " + std::to_string(r.dim) + " of " + std::to_string(s.head_dim) + " dimensions");
-        if (static_cast<int>(r.inv_freq.size()) != r.dim / 2 || (!r.inv_freq_long.empty() && static_cast<int>(r.inv_freq_long.size()) != r.dim / 2))
-            fail(s, "a rope of dimension " + std::to_string(r.dim) + " needs " + std::to_string(r.dim / 2) + " frequencies");
+        if (r.dim < 2 || r.dim % 2 || r.dim > s.head_dim)
+            fail(s, "a rope rotates " + std::to_string(r.dim) + " of " + std::to_string(s.head_dim) + " dimensions");
+        if (static_cast<int>(r.inv_freq.size()) != r.dim / 2 ||
+            (!r.inv_freq_long.empty() && static_cast<int>(r.inv_freq_long.size()) != r.dim / 2))
+            fail(s, "a rope of dimension " + std::to_string(r.dim) + " needs " + std::to_string(r.dim / 2) +
+                        " frequencies");
     }
 }
 
@@ -103,7 +111,8 @@ ResolvedWeights resolve_weights(const ModelSpec& s, const DecoderWeights& weight
     r.word_size = r.embedding.weight->layout.k;
     r.embedding_in = find.matrix("embedding_in", s.hidden_size, r.word_size, true);
     if (!r.embedding_in && r.word_size != s.hidden_size)
-        fail(s, "embedding.weight has " + std::to_string(r.word_size) + " columns, the spec asks for " + std::to_string(s.hidden_size));
+        fail(s, "embedding.weight has " + std::to_string(r.word_size) + " columns, the spec asks for " +
+                    std::to_string(s.hidden_size));
     r.position_embedding = find.matrix("position_embedding", -1, s.hidden_size, true);
     if (weights.vectors.count("embedding_norm.weight")) {
         r.has_embedding_norm = true;
@@ -114,7 +123,9 @@ ResolvedWeights resolve_weights(const ModelSpec& s, const DecoderWeights& weight
     const int64_t head_columns = r.head_in ? r.head_in.weight->layout.rows : s.hidden_size;
     r.head = s.tied_head ? r.embedding : find.matrix("head", s.vocab_size, head_columns);
     if (s.tied_head) {
-        if (r.word_size != head_columns) fail(s, "the tied head has " + std::to_string(r.word_size) + " columns, its input " + std::to_string(head_columns));
+        if (r.word_size != head_columns)
+            fail(s, "the tied head has " + std::to_string(r.word_size) + " columns, its input " +
+                        std::to_string(head_columns));
         r.head.bias = find.vector("head.bias", {s.vocab_size}, true);
     }
 

@@ -22,8 +22,9 @@ struct LayerWeights {
     Norm attention_norm, attention_post_norm, ffn_norm, ffn_post_norm;
     const float* q_norm = nullptr;
     const float* k_norm = nullptr;
-    bool q_norm_per_head = false, k_norm_per_head = false;  // own weights for every head instead of one [head_dim] for all
-    Matrix qkv, o, up, down;                                // `up` is gate_up in a gated MLP
+    bool q_norm_per_head = false,
+         k_norm_per_head = false;  // own weights for every head instead of one [head_dim] for all
+    Matrix qkv, o, up, down;       // `up` is gate_up in a gated MLP
 };
 
 struct ResolvedWeights {

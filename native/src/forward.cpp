@@ -14,8 +14,15 @@ namespace {
 class Pass {
 public:
     Pass(const Engine& e, Team& team, const Chunk& chunk)
-        : e_(e), s_(e.spec), w_(e.weights), k_(e.kernels), b_(e.scratch), team_(team), chunk_(chunk),
-          rows_(static_cast<int64_t>(chunk.rows.size())), last_(Clock::now()) {}
+        : e_(e),
+          s_(e.spec),
+          w_(e.weights),
+          k_(e.kernels),
+          b_(e.scratch),
+          team_(team),
+          chunk_(chunk),
+          rows_(static_cast<int64_t>(chunk.rows.size())),
+          last_(Clock::now()) {}
 
     void run() {
         embed();
@@ -103,7 +110,9 @@ private:
     const Norm& after_attention(const LayerWeights& w) const {
         return s_.norm_place == NormPlace::post ? w.attention_norm : w.attention_post_norm;
     }
-    const Norm& after_ffn(const LayerWeights& w) const { return s_.norm_place == NormPlace::post ? w.ffn_norm : w.ffn_post_norm; }
+    const Norm& after_ffn(const LayerWeights& w) const {
+        return s_.norm_place == NormPlace::post ? w.ffn_norm : w.ffn_post_norm;
+    }
 
     void attention(int64_t layer, const LayerWeights& w, const LinearInput& attended) {
         const AttentionContext c{s_, k_, w, layer, chunk_, b_, attended};
@@ -111,7 +120,8 @@ private:
         mark(Phase::rotate);
         if (!attend(team_, c)) {
             mark(Phase::attention);
-            for_share(team_, rows_, attended.k, kAtomK, [&](int64_t r, int64_t begin, int64_t end) { quantize_columns(k_, attended, r, begin, end); });
+            for_share(team_, rows_, attended.k, kAtomK,
+                      [&](int64_t r, int64_t begin, int64_t end) { quantize_columns(k_, attended, r, begin, end); });
         }
         mark(Phase::attention);
     }
@@ -128,7 +138,8 @@ private:
     }
 
     void sequential(int64_t layer, const LayerWeights& w) {
-        const LinearInput normed = b_.normed.input(rows_), attended = b_.attended.input(rows_), activated = b_.activated.input(rows_);
+        const LinearInput normed = b_.normed.input(rows_), attended = b_.attended.input(rows_),
+                          activated = b_.activated.input(rows_);
         const Team::Range mine = team_.slice(rows_);
         for (int64_t r = mine.begin; r < mine.end; r++) {
             if (layer > 0) add_residual(r, b_.ffn_delta, after_ffn(w_.layers[layer - 1]));
@@ -155,7 +166,8 @@ private:
 
     void parallel(int64_t layer, const LayerWeights& w) {
         const bool separate = s_.residual == Residual::parallel_separate;
-        const LinearInput normed = b_.normed.input(rows_), attended = b_.attended.input(rows_), activated = b_.activated.input(rows_);
+        const LinearInput normed = b_.normed.input(rows_), attended = b_.attended.input(rows_),
+                          activated = b_.activated.input(rows_);
         const LinearInput ffn_normed = separate ? b_.ffn_normed.input(rows_) : normed;
         const Team::Range mine = team_.slice(rows_);
         for (int64_t r = mine.begin; r < mine.end; r++) {
@@ -202,7 +214,8 @@ private:
             in = b_.word.input(wanted);
             product(w_.head_in, normed, {b_.word.data, b_.word.stride});
             mark(Phase::head);
-            for_share(team_, wanted, in.k, kAtomK, [&](int64_t r, int64_t begin, int64_t end) { quantize_columns(k_, in, r, begin, end); });
+            for_share(team_, wanted, in.k, kAtomK,
+                      [&](int64_t r, int64_t begin, int64_t end) { quantize_columns(k_, in, r, begin, end); });
             mark(Phase::head);
         }
         const int64_t vocab = s_.vocab_size;
@@ -218,7 +231,8 @@ private:
                 float* to = chunk_.logits + (first + r) * vocab;
                 for (int64_t i = begin; i < end; i++) to[i] = from[i] * s_.logit_scale;
                 if (s_.logit_softcap != 0.0f)
-                    for (int64_t i = begin; i < end; i++) to[i] = s_.logit_softcap * std::tanh(to[i] / s_.logit_softcap);
+                    for (int64_t i = begin; i < end; i++)
+                        to[i] = s_.logit_softcap * std::tanh(to[i] / s_.logit_softcap);
             });
             mark(Phase::head);
         }

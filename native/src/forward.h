@@ -82,8 +82,10 @@ void for_share(const Team& team, int64_t rows, int64_t columns, int64_t step, F&
     }
 }
 
-// Quantises columns [begin, end) of a row of `input`; begin is a multiple of 32, end too or k (then the padding is written).
-inline void quantize_columns(const KernelTable& kernels, const LinearInput& input, int64_t row, int64_t begin, int64_t end) {
+// Quantises columns [begin, end) of a row of `input`; begin is a multiple of 32, end too or k (then the padding is
+// written).
+inline void quantize_columns(const KernelTable& kernels, const LinearInput& input, int64_t row, int64_t begin,
+                             int64_t end) {
     if (input.compute != Compute::int8) return;
     const QuantizedRows& q = input.quantized;
     const int64_t padded_end = end == input.k ? q.k_padded : end, group = row * (q.k_padded / kAtomK) + begin / kAtomK;
@@ -120,11 +122,12 @@ int64_t attention_floats(const ModelSpec& spec);  // scratch of one thread
 // Collective, no barrier inside. Fills the rope tables of a chunk.
 void fill_ropes(const Team& team, const ModelSpec& spec, const Chunk& chunk, const RopeTables& tables);
 
-// Collective, no barrier inside. From projected q, k, v: clipping, q and k norms, rotation, scaling of q; writes k and v to the caches.
+// Collective, no barrier inside. From projected q, k, v: clipping, q and k norms, rotation, scaling of q; writes k and
+// v to the caches.
 void rotate_and_store(const Team& team, const AttentionContext& c);
 
-// Collective, no barrier inside. Attention of all rows into scratch.attended, quantised there when heads are whole groups of
-// 32 (returns true), else left to the caller.
+// Collective, no barrier inside. Attention of all rows into scratch.attended, quantised there when heads are whole
+// groups of 32 (returns true), else left to the caller.
 bool attend(const Team& team, const AttentionContext& c);
 
 }  // namespace lowbit

@@ -1,5 +1,5 @@
-// The decoder: a ModelSpec interpreted over immutable weights. Sessions own their KV cache and position; a forward pass takes
-// any number of (session, tokens) parts at once, so prefill, single steps and batched steps are the same call.
+// The decoder: a ModelSpec interpreted over immutable weights. Sessions own their KV cache and position; a forward pass
+// takes any number of (session, tokens) parts at once, so prefill, single steps and batched steps are the same call.
 #pragma once
 #include <memory>
 #include <string>
@@ -19,10 +19,10 @@ struct DecoderWeights {
 };
 
 struct Part {
-    KvCache* cache;          // this part's session; each session at most once in a call
+    KvCache* cache;  // this part's session; each session at most once in a call
     const int32_t* tokens;
-    int64_t count;           // >= 1
-    bool all_logits;         // logits of every token, else of the last one
+    int64_t count;    // >= 1
+    bool all_logits;  // logits of every token, else of the last one
 };
 
 // Phases of a forward pass, for profiles: each ends with a barrier of the team.
@@ -50,10 +50,11 @@ public:
 
     const ModelSpec& spec() const;
 
-    // Appends the tokens of each part to its cache and writes logits, fp32 [sum of logit rows][vocab_size], in part order.
-    // Checks everything before it changes anything: throws std::length_error when a cache has no room or the model no more
-    // learned positions, std::invalid_argument for token ids out of range, a cache given twice or of another shape,
-    // std::bad_alloc when there is no memory for activations. Safe from any thread: calls on one decoder queue.
+    // Appends the tokens of each part to its cache and writes logits, fp32 [sum of logit rows][vocab_size], in part
+    // order. Checks everything before it changes anything: throws std::length_error when a cache has no room or the
+    // model no more learned positions, std::invalid_argument for token ids out of range, a cache given twice or of
+    // another shape, std::bad_alloc when there is no memory for activations. Safe from any thread: calls on one decoder
+    // queue.
     void forward(ThreadPool& pool, const std::vector<Part>& parts, float* logits);
 
     // Starts timing phases from zero, or stops.

@@ -32,7 +32,7 @@ struct FloatRows {  // fp32 [m][stride], zero from k to k_padded
 };
 
 inline constexpr int kMaxKernelRows = 8;  // m of one kernel call; linear.cpp loops
-inline constexpr int kKvBlock = 64;       // positions that stand together in a KV cache, at most that many in an attention call
+inline constexpr int kKvBlock = 64;       // positions that stand together in a KV cache
 
 // y[row * y_stride + n] for the n of `panels` consecutive panels from `first_panel` (all 16 lanes are written, y has room
 // for padded rows), row = 0..m-1, m <= kMaxKernelRows.
@@ -64,12 +64,15 @@ struct VectorKernels {
     void (*activate)(Activation f, const float* x, int64_t n, float* y);  // y = f(x); y may be x
     // y[i] = f(gate[i]) * up[i], i < n; gate_up holds 16 of gate, 16 of up, 16 of gate, ... (whole panels, see _spec.py)
     void (*activate_gated)(Activation f, const float* gate_up, int64_t n, float* y);
-    // scores[r * score_stride + t] = dot(q[r * dim ...], key t), r < rows, t < count <= kKvBlock; keys [count][stride] of dtype
-    void (*attention_scores)(const float* q, int64_t rows, const void* keys, DType dtype, int64_t stride, int64_t count,
-                             int64_t dim, float* scores, int64_t score_stride);
-    // out[r * dim + d] += sum over t of weights[r * weight_stride + t] * value t [d]; values [count][stride] of dtype
-    void (*attention_values)(const float* weights, int64_t weight_stride, int64_t rows, const void* values, DType dtype,
-                             int64_t stride, int64_t count, int64_t dim, float* out);
+    // Attention of `rows` queries over one block of a KV cache (kv_cache.h), of which `count` <= kKvBlock positions count.
+    // scores[r][t] = dot(q[r], key t), t < count; q [rows][dim], keys [dim][kKvBlock] of dtype, scores [rows][kKvBlock], where
+    // columns from count on are scratch.
+    void (*attention_scores)(const float* q, int64_t rows, const void* keys, DType dtype, int64_t count, int64_t dim,
+                             float* scores);
+    // out[r][d] += sum over t < count of weights[r][t] * value t [d]; weights [rows][kKvBlock], values [kKvBlock][dim] of dtype,
+    // out [rows][dim]; dim is a multiple of 16.
+    void (*attention_values)(const float* weights, int64_t rows, const void* values, DType dtype, int64_t count, int64_t dim,
+                             float* out);
 };
 
 struct KernelTable {

@@ -1,51 +1,14 @@
 // The specification of the element-wise and attention kernels: what the other tiers are tested against.
 #include <math.h>
 
+#include "lowbit/half.h"
 #include "lowbit/kernels.h"
 
 namespace lowbit::scalar {
 namespace {
 
-float from_bits(uint32_t u) {
-    float f;
-    __builtin_memcpy(&f, &u, 4);
-    return f;
-}
-uint32_t to_bits(float f) {
-    uint32_t u;
-    __builtin_memcpy(&u, &f, 4);
-    return u;
-}
-
-float fp16_to_float(uint16_t h) {
-    const uint32_t sign = (h & 0x8000u) << 16, exponent = (h >> 10) & 31, mantissa = h & 0x3ffu;
-    if (exponent == 31) return from_bits(sign | 0x7f800000u | (mantissa << 13));
-    if (exponent == 0) {
-        const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;  // zero and subnormals
-        return sign ? -magnitude : magnitude;
-    }
-    return from_bits(sign | ((exponent + 112) << 23) | (mantissa << 13));
-}
-
-uint16_t float_to_fp16(float f) {
-    const uint32_t u = to_bits(f), sign = (u >> 16) & 0x8000u, magnitude = u & 0x7fffffffu;
-    if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u | ((u >> 13) & 0x1ffu));  // NaN stays quiet NaN
-    if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);                       // rounds to 65536 or more
-    if (magnitude < 0x38800000u)  // below 2^-14: subnormal; adding 0.5 puts its last place at 2^-24 and rounds to even
-        return static_cast<uint16_t>(sign | (to_bits(from_bits(magnitude) + 0.5f) - 0x3f000000u));
-    return static_cast<uint16_t>(sign | ((magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1)) >> 13));
-}
-
-float bf16_to_float(uint16_t h) { return from_bits(static_cast<uint32_t>(h) << 16); }
-
-uint16_t float_to_bf16(float f) {
-    const uint32_t u = to_bits(f);
-    if ((u & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((u >> 16) | 0x40u);
-    return static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1)) >> 16);
-}
-
 float load(const void* data, DType dtype, int64_t i) {
-    if (dtype == DType::fp16) return fp16_to_float(static_cast<const uint16_t*>(data)[i]);
+    if (dtype == DType::fp16) return half_to_float(static_cast<const uint16_t*>(data)[i]);
     if (dtype == DType::bf16) return bf16_to_float(static_cast<const uint16_t*>(data)[i]);
     return static_cast<const float*>(data)[i];
 }
@@ -57,7 +20,8 @@ void rms_norm(const float* x, const float* weight, float weight_offset, float ep
     for (int64_t i = 0; i < n; i++) y[i] = x[i] * scale * (weight[i] + weight_offset);
 }
 
-void layer_norm(const float* x, const float* weight, const float* bias, float weight_offset, float eps, int64_t n, float* y) {
+void layer_norm(const float* x, const float* weight, const float* bias, float weight_offset, float eps, int64_t n,
+                float* y) {
     double sum = 0, squares = 0;
     for (int64_t i = 0; i < n; i++) sum += x[i];
     const float mean = static_cast<float>(sum / n);
@@ -84,7 +48,7 @@ float exp_sum(float* x, float shift, int64_t n) {
 }
 
 void to_fp16(const float* x, uint16_t* y, int64_t n) {
-    for (int64_t i = 0; i < n; i++) y[i] = float_to_fp16(x[i]);
+    for (int64_t i = 0; i < n; i++) y[i] = float_to_half(x[i]);
 }
 
 void to_bf16(const float* x, uint16_t* y, int64_t n) {
@@ -93,11 +57,16 @@ void to_bf16(const float* x, uint16_t* y, int64_t n) {
 
 float apply(Activation f, float x) {
     switch (f) {
-        case Activation::silu: return x / (1.0f + expf(-x));
-        case Activation::gelu: return 0.5f * x * (1.0f + erff(x * 0.70710678f));
-        case Activation::gelu_tanh: return 0.5f * x * (1.0f + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
-        case Activation::relu: return x < 0.0f ? 0.0f : x;
-        case Activation::quick_gelu: return x / (1.0f + expf(-1.702f * x));
+        case Activation::silu:
+            return x / (1.0f + expf(-x));
+        case Activation::gelu:
+            return 0.5f * x * (1.0f + erff(x * 0.70710678f));
+        case Activation::gelu_tanh:
+            return 0.5f * x * (1.0f + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
+        case Activation::relu:
+            return x < 0.0f ? 0.0f : x;
+        case Activation::quick_gelu:
+            return x / (1.0f + expf(-1.702f * x));
     }
     return x;
 }
@@ -113,23 +82,22 @@ void activate_gated(Activation f, const float* gate_up, int64_t n, float* y) {
     }
 }
 
-void attention_scores(const float* q, int64_t rows, const void* keys, DType dtype, int64_t stride, int64_t count, int64_t dim,
-                      float* scores, int64_t score_stride) {
+void attention_scores(const float* q, int64_t rows, const void* keys, DType dtype, int64_t count, int64_t dim,
+                      float* scores) {
     for (int64_t r = 0; r < rows; r++)
         for (int64_t t = 0; t < count; t++) {
             float sum = 0;
-            for (int64_t d = 0; d < dim; d++) sum += q[r * dim + d] * load(keys, dtype, t * stride + d);
-            scores[r * score_stride + t] = sum;
+            for (int64_t d = 0; d < dim; d++) sum += q[r * dim + d] * load(keys, dtype, d * kKvBlock + t);
+            scores[r * kKvBlock + t] = sum;
         }
 }
 
-void attention_values(const float* weights, int64_t weight_stride, int64_t rows, const void* values, DType dtype,
-                      int64_t stride, int64_t count, int64_t dim, float* out) {
+void attention_values(const float* weights, int64_t rows, const void* values, DType dtype, int64_t count, int64_t dim,
+                      float* out) {
     for (int64_t r = 0; r < rows; r++)
-        for (int64_t t = 0; t < count; t++) {
-            const float weight = weights[r * weight_stride + t];
-            for (int64_t d = 0; d < dim; d++) out[r * dim + d] += weight * load(values, dtype, t * stride + d);
-        }
+        for (int64_t t = 0; t < count; t++)
+            for (int64_t d = 0; d < dim; d++)
+                out[r * dim + d] += weights[r * kKvBlock + t] * load(values, dtype, t * dim + d);
 }
 
 }  // namespace
