@@ -31,6 +31,7 @@ Canonical weight names (matrices are [out_features, in_features]; a bias beside 
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 
@@ -126,8 +127,8 @@ class ModelSpec:
 class Part:
     """Rows of one source tensor that go into a canonical tensor, in order.
 
-    source: without the family's prefix. rows: None for all rows, or a tuple of (start, stop) ranges taken one after the other. transpose: the source is stored
-    [in_features, out_features] (GPT-2's Conv1D).
+    source: without the family's prefix. rows: None for all rows, or a tuple of (start, stop) ranges taken one after the
+    other. transpose: the source is stored [in_features, out_features] (GPT-2's Conv1D).
     """
 
     source: str
@@ -178,6 +179,11 @@ class Family:
             elif not recipe.optional:
                 missing += [self.prefixes[0] + part.source for part, name in zip(recipe.parts, spelled) if name is None]
         if missing:
-            shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-            raise ValueError(f"the checkpoint lacks tensors of a {self.spec.family} model: {shown}")
+            near = difflib.get_close_matches(missing[0], names, n=2, cutoff=0.5)
+            raise ValueError(
+                f"the checkpoint has no tensor {missing[0]!r}"
+                + (f" and lacks {len(missing) - 1} more" if len(missing) > 1 else "")
+                + (f"; nearest: {', '.join(near)}" if near else "")
+                + f"; the folder is incomplete or not a {self.spec.family} model: download it again"
+            )
         return tuple(found)
