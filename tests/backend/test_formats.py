@@ -155,3 +155,12 @@ def test_the_table_needs_the_standard_library_only():
     folder = str(Path(formats.__file__).parent)
     code = f"import sys; sys.path.insert(0, {folder!r}); import formats; print('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_the_document_shows_the_table():
+    text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    for row in FORMATS.values():
+        sizes = " | ".join(f"{bits_per_weight(row, g):g}" for g in GROUP_SIZES)
+        line = next(line for line in text.splitlines() if line.startswith(f"| `{row.name}` | {row.about} |"))
+        assert line.startswith(f"| `{row.name}` | {row.about} | {sizes} | ")
+        assert line.endswith(" | yes |" if row.int8_compute else " | no |")
