@@ -20,7 +20,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from lowbit import checkpoint, models
 from lowbit.checkpoint import CONFIG, GENERATION_CONFIG, LoadedModel, read_json
 from lowbit.formats import FLOAT, Choice, resolve
-from lowbit.models._spec import Family, ModelSpec
+from lowbit.models._spec import Family, ModelSpec, Recipe
 from lowbit.ops import BF16, to_fp32
 from lowbit.packed import PackedTensor
 from lowbit.quantize import quantize_rows
@@ -91,7 +91,7 @@ def load_model(
     source = open_source(location.folder)
     try:
         pool = (runtime or Runtime()).resolve().pool
-        tensors = _convert(family, source, formats, pool, show_progress)
+        tensors = _convert(family, source, location.folder, formats, pool, show_progress)
     finally:
         source.close()
     generation = location.folder / GENERATION_CONFIG
@@ -175,10 +175,10 @@ class _Formats:
 
 
 def _convert(
-    family: Family, source: Source, formats: _Formats, pool: Any, show_progress: bool
+    family: Family, source: Source, folder: Path, formats: _Formats, pool: Any, show_progress: bool
 ) -> dict[str, PackedTensor | np.ndarray]:
-    """Returns all tensors of a model. All are looked up before the first is converted, so that errors come early."""
-    gathered = [g for recipe in family.recipes if (g := gather(recipe, source)) is not None]
+    """Returns all tensors of a model. All are looked up before one is converted, so that errors come early."""
+    gathered = [gather(recipe, source) for recipe in _located(family, source, folder)]
     for g in gathered:
         _check_shape(g, family.spec)
     choices = [None if g.recipe.kind == "vector" else formats.of(g, family.spec.tied_head) for g in gathered]
@@ -195,6 +195,16 @@ def _convert(
             g.release()
             bar.update(g.nbytes)
     return tensors
+
+
+def _located(family: Family, source: Source, folder: Path) -> tuple[Recipe, ...]:
+    """Returns the recipes in the spelling of this checkpoint; ValueError naming the folder and the missing tensors."""
+    try:
+        return family.located(set(source.names))
+    except ValueError as error:
+        raise ValueError(
+            f"{folder}: {error}; the folder is incomplete or its config.json belongs to another model: download again"
+        ) from None
 
 
 def _check_shape(gathered: Gathered, spec: ModelSpec) -> None:

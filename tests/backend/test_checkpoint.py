@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
+from tiny_hf import hand_made_family, write_llama
+
 from lowbit import checkpoint, loading, models
 from lowbit.checkpoint import _replace, _weights
 from lowbit.packed import PackedTensor
-from tiny_hf import hand_made_family, write_llama
+from shared_data import shared
 
 pytestmark = pytest.mark.usefixtures("no_network")
 HERE = str(Path(__file__).parent)
@@ -408,3 +410,20 @@ def test_large_folders_are_opened_without_reading_them(folder, monkeypatch):
     checkpoint.load(folder, verify=True)
     checkpoint.load(folder, verify=False)
     assert checked == [1, None]
+
+
+# ---- real models --------------------------------------------------------------------------------------------------
+
+MODELS = [
+    "stories260k",
+    "babyllama-tok105",
+    "babyllama-tok105-as-phi3",
+    "shakespeare-char-gpt2",
+    "shakespeare-char-opt",
+]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_trained_models_come_back(tmp_path, name):
+    loaded = loading.load_model(shared("models", name), "asym_int4")
+    assert_same(loaded, checkpoint.load(checkpoint.save(loaded, tmp_path / "saved"), verify=True))

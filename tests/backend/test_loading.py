@@ -263,20 +263,12 @@ def test_rows_that_lie_together_are_not_copied(source):
         (Recipe("x", (Part("a", ((0, 41),)),)), r"'a' in .*model\.safetensors has 40 rows, .* 0 to 41"),
         (Recipe("x", (Part("v"),)), r"'v' in .*shape \[37\] where a matrix"),
         (Recipe("x", (Part("ids"),), "vector"), r"'ids' in .*int64"),
-        (Recipe("x", (Part("narow"),)), "no tensor 'narow'; nearest: narrow"),
         (Recipe("x", (Part("v"),), "vector", interleave=True), "odd number of rows"),
     ],
 )
 def test_what_does_not_fit_is_named(source, recipe, said):
     with pytest.raises(ValueError, match=said):
         gather(recipe, source[0])
-
-
-def test_optional_means_all_or_nothing(source):
-    source, _ = source
-    assert gather(Recipe("x", (Part("p"), Part("q")), optional=True), source) is None
-    with pytest.raises(ValueError, match="no tensor 'q'"):
-        gather(Recipe("x", (Part("a"), Part("q")), optional=True), source)
 
 
 # ---- memory -------------------------------------------------------------------------------------------------------

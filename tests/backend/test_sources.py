@@ -9,10 +9,11 @@ import sys
 import numpy as np
 import pytest
 import safetensors.numpy
+from tiny_hf import llama_config, llama_tensors, safetensors_bytes, write_llama, write_sharded
+
 from lowbit.ops import BF16
 from lowbit.sources import hub, open_source
 from lowbit.sources._foreign import refuse_foreign
-from tiny_hf import llama_config, llama_tensors, safetensors_bytes, write_llama, write_sharded
 
 
 @pytest.fixture

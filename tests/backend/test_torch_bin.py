@@ -5,10 +5,11 @@ import pickle
 
 import numpy as np
 import pytest
+from tiny_hf import hand_made_family, write_llama
+
 from lowbit import loading, models
 from lowbit.ops import BF16
 from lowbit.sources import open_source, torch_bin
-from tiny_hf import hand_made_family, write_llama
 
 pytestmark = pytest.mark.torch
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+
 from lowbit.models._spec import Family, ModelSpec, Part, Recipe, Rope
 from lowbit.ops import BF16, fp32_to_bf16
 
@@ -113,9 +114,9 @@ def hand_made_family(config: dict) -> Family:
     """Returns the graph and recipes of the tiny Llama without the family files: their tests are elsewhere."""
     hidden, ffn, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
     tied = config["tie_word_embeddings"]
-    recipes = [Recipe("embedding.weight", (Part("model.embed_tokens.weight"),), "embedding")]
+    recipes = [Recipe("embedding.weight", (Part("embed_tokens.weight"),), "embedding")]
     for i in range(layers):
-        layer, hf = f"layers.{i}.", f"model.layers.{i}."
+        layer, hf = f"layers.{i}.", f"layers.{i}."
         attention = tuple(Part(f"{hf}self_attn.{p}_proj.weight") for p in "qkv")
         recipes += [
             Recipe(layer + "attention_norm.weight", (Part(hf + "input_layernorm.weight"),), "vector"),
@@ -132,7 +133,7 @@ def hand_made_family(config: dict) -> Family:
             ),
             Recipe(layer + "down.weight", (Part(hf + "mlp.down_proj.weight"),)),
         ]
-    recipes.append(Recipe("final_norm.weight", (Part("model.norm.weight"),), "vector"))
+    recipes.append(Recipe("final_norm.weight", (Part("norm.weight"),), "vector"))
     if not tied:
         recipes.append(Recipe("head.weight", (Part("lm_head.weight"),), "head"))
     heads = config["num_attention_heads"]
@@ -151,4 +152,4 @@ def hand_made_family(config: dict) -> Family:
         attention_scale=0.25,
         tied_head=tied,
     )
-    return Family(spec, tuple(recipes))
+    return Family(spec, tuple(recipes), ("model.", ""))

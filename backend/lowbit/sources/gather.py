@@ -14,7 +14,6 @@ from lowbit.models._spec import Recipe
 from lowbit.ops import BF16, to_fp32
 from lowbit.packed import PANEL_ROWS
 from lowbit.sources import Source
-from lowbit.sources._shards import nearest
 
 FLOATS = (BF16, np.dtype("<f2"), np.dtype("<f4"), np.dtype("<f8"))
 
@@ -35,7 +34,7 @@ class Gathered:
 
     source: Source
     recipe: Recipe
-    names: tuple[str, ...]  # as the source spells them
+    names: tuple[str, ...]  # of the source tensors
     pieces: tuple[_Piece, ...]
     columns: tuple[int, ...]  # shape behind the rows: (k,) of a matrix, () of a vector
     dtype: np.dtype
@@ -108,21 +107,12 @@ class Gathered:
         return array if array.dtype == self.dtype else to_fp32(array)
 
 
-def gather(recipe: Recipe, source: Source) -> Gathered | None:
-    """Returns the rows a recipe describes; None when it is optional and nothing of it is there.
+def gather(recipe: Recipe, source: Source) -> Gathered:
+    """Returns the rows of a recipe whose parts are named as the source names them (`Family.located` does that).
 
-    Raises ValueError naming tensor and file for a missing tensor, shapes that do not fit together, or a dtype that is
-    no float.
+    Raises ValueError naming tensor and file for shapes that do not fit together or a dtype that is no float.
     """
-    spelled = {part.source: _spelling(part.source, source) for part in recipe.parts}
-    if recipe.optional and not any(spelled.values()):
-        return None
-    if missing := next((name for name, found in spelled.items() if found is None), None):
-        raise ValueError(
-            f"the checkpoint has no tensor {missing!r}{nearest(missing, source.names)}; the folder is incomplete or "
-            "its config.json belongs to another model: download it again"
-        )
-    names = [spelled[part.source] or part.source for part in recipe.parts]
+    names = [part.source for part in recipe.parts]
     pieces: list[_Piece] = []
     columns: tuple[int, ...] | None = None
     dtypes = set()
@@ -152,11 +142,3 @@ def gather(recipe: Recipe, source: Source) -> Gathered | None:
     if recipe.interleave and gathered.source_rows % 2:
         raise ValueError(f"{gathered.where} has an odd number of rows; it must hold two halves of the same size")
     return gathered
-
-
-def _spelling(name: str, source: Source) -> str | None:
-    """Returns a tensor's name as this checkpoint spells it: base models are saved without the outermost prefix."""
-    if name in source.names:
-        return name
-    bare = name.partition(".")[2]
-    return bare if "." in bare and bare in source.names else None
