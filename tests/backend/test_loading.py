@@ -7,13 +7,14 @@ import sys
 
 import numpy as np
 import pytest
+from tiny_hf import hand_made_family, llama_config, safetensors_bytes, write_llama
+
 from lowbit import checkpoint, loading, models, quantize
 from lowbit.models._spec import Part, Recipe
 from lowbit.ops import to_fp32
 from lowbit.packed import PackedTensor
 from lowbit.sources import open_source
 from lowbit.sources.gather import gather
-from tiny_hf import hand_made_family, llama_config, safetensors_bytes, write_llama
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
