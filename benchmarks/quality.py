@@ -4,7 +4,7 @@ The embedded model (demo/model) on freshly generated text of its own kind, and, 
 checkout (or at --data), small models trained by others on stories, poems and Shakespeare. Conventions as in that data's
 SOURCE.md: stories and poems each start with BOS and are cut to the model's context; Shakespeare is one stream cut into windows.
 
-    python benchmarks/quality.py            # prints a Markdown table, then JSON
+    python benchmarks/quality.py            # prints a Markdown table
 """
 
 import argparse
@@ -38,7 +38,7 @@ def stories(data: Path, model) -> list[list[int]]:
 
 
 def poems(data: Path, model) -> list[list[int]]:
-    eos = model.tokenizer.eos_token_id
+    eos = model.tokenizer.eos_id
     lines = (data / "corpora/zh-tang-poems/eval.txt").read_text().splitlines()
     return [[*with_bos(model, line), eos][: model.context] for line in lines if line.strip()]
 
@@ -58,7 +58,7 @@ def generated(_: Path, model) -> list[list[int]]:
 def with_bos(model, text: str) -> list[int]:
     """Returns the ids of a text, cut to the model's context; the first is BOS where the model has one."""
     ids = model.tokenizer.encode(text, add_special_tokens=False)
-    bos = model.tokenizer.bos_token_id
+    bos = model.tokenizer.bos_id
     return [*([] if bos is None else [bos]), *ids][: model.context]
 
 
@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--formats", nargs="+", default=[*FORMATS])
     parser.add_argument("--group-size", type=int)
     parser.add_argument("--tokens", type=int, default=MAX_TOKENS)
+    parser.add_argument("--json", help="file for the figures, - for standard output")
     args = parser.parse_args()
 
     cases = [case for case in CASES if case.folder(args.data).exists()]
@@ -96,7 +97,7 @@ def main() -> None:
         bits = bits_per_weight(FORMATS[name], args.group_size)
         cells = " | ".join(f"{values[case.name]:.4g}" if values[case.name] >= 100 else f"{values[case.name]:.3f}" for case in cases)
         print(f"| `{name}` | {bits:g} | {cells} |")
-    common.report("quality", [{"format": name, **values} for name, values in rows.items()])
+    common.report("quality", [{"format": name, **values} for name, values in rows.items()], args.json)
 
 
 if __name__ == "__main__":

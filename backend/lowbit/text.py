@@ -168,6 +168,15 @@ class TextModel:
         finally:
             await results.aclose()
 
+    def logits(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Returns the logits after each of `ids`, float32 [len(ids), vocab_size], without using or keeping a session.
+
+        Raises ValueError for ids outside the vocabulary or more of them than the context holds.
+        """
+        engine = self.generator.engine
+        cache = engine.new_cache(engine.capacity(min(len(ids), engine.context)))
+        return engine.forward([(cache, np.asarray(ids, np.int32), True)])
+
     def save_low_bit(self, path: str | Path) -> None:
         """Writes the model as a complete low-bit folder that `lowbit.load` opens: weights, tokenizer, settings."""
         from lowbit import checkpoint
