@@ -150,9 +150,11 @@ def _refuse_to_replace(out: Path) -> None:
 def run(arguments: Arguments) -> int:
     """Streams a model's answer to stdout; ends with a line of statistics on stderr."""
     import lowbit
+    from lowbit.sampling import GenerationOptions
 
     prompt = _prompt(arguments)
     options = {name: getattr(arguments, name) for name in _GENERATION if getattr(arguments, name) is not None}
+    GenerationOptions.resolve(options)  # a bad value is told before the model is loaded
     runtime = {name: getattr(arguments, name) for name in _RUNTIME if getattr(arguments, name) is not None}
     model = lowbit.load(
         arguments.model,

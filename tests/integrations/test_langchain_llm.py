@@ -8,13 +8,14 @@ import threading
 import time
 from types import SimpleNamespace
 
-import lowbit
 import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.language_models import LLM
 from langchain_core.load import dumpd
 from langchain_core.prompts import PromptTemplate
+
+import lowbit
 from langchain_lowbit import BigdlLLM, IpexLLM
 from langchain_lowbit._arguments import split_model_kwargs
 from lowbit.text import Completion, Delta, TokenLogprob
