@@ -25,3 +25,4 @@ void bind_pack(nb::module_& m);
 void bind_linear(nb::module_& m);
 void bind_decoder(nb::module_& m);
 void bind_sampler(nb::module_& m);
+void bind_bench(nb::module_& m);

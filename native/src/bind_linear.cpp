@@ -82,19 +82,27 @@ nb::tuple bound_quantize_rows(ThreadPool& pool, int tier, const Floats& x, int64
     const int64_t m = static_cast<int64_t>(x.shape(0)), k = static_cast<int64_t>(x.shape(1));
     if (k_padded < k || k_padded % kAtomK) throw std::invalid_argument("k_padded must be a multiple of 32, at least k");
     const KernelTable& kernels = table_of(tier);
-    const int64_t blocks = k_padded / kAtomK;
+    const int64_t groups = k_padded / kAtomK;
     auto codes = aligned<int8_t>(static_cast<size_t>(m * k_padded));
-    auto scales = aligned<float>(static_cast<size_t>(m * blocks));
-    auto sums = aligned<int32_t>(static_cast<size_t>(m * blocks));
+    auto scales = aligned<float>(static_cast<size_t>(m * groups));
+    auto sums = aligned<int32_t>(static_cast<size_t>(m * groups));
     {
         nb::gil_scoped_release release;
-        LinearInput input;
-        input.rows = {x.data(), k, m};
-        input.quantized = {codes.get(), scales.get(), sums.get(), k_padded, m};
-        input.k = k;
+        auto scratch = aligned<uint8_t>(linear_input_bytes(m, k_padded));
+        LinearInput input = linear_input(x.data(), k, m, k, k_padded, Compute::int8, scratch.get());
         pool.run([&](Team& team) { prepare_input(team, kernels, input); });
+        const QuantizedRows& q = input.quantized;
+        for (int64_t row = 0; row < m; row++) {
+            const int64_t block = row / kMaxKernelRows * kMaxKernelRows, width = interleave_width(m - block), lane = row - block;
+            for (int64_t i = 0; i < k_padded / 4; i++)
+                std::memcpy(&codes[row * k_padded + 4 * i], q.codes + block * k_padded + 4 * (i * width + lane), 4);
+            for (int64_t g = 0; g < groups; g++) {
+                scales[row * groups + g] = q.scales[block * groups + g * width + lane];
+                sums[row * groups + g] = q.sums[block * groups + g * width + lane];
+            }
+        }
     }
-    const size_t rows = static_cast<size_t>(m), columns = static_cast<size_t>(blocks);
+    const size_t rows = static_cast<size_t>(m), columns = static_cast<size_t>(groups);
     return nb::make_tuple(owned(codes.release(), {rows, static_cast<size_t>(k_padded)}), owned(scales.release(), {rows, columns}),
                           owned(sums.release(), {rows, columns}));
 }

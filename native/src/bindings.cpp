@@ -9,4 +9,5 @@ NB_MODULE(_native, m) {
     bind_linear(m);
     bind_decoder(m);
     bind_sampler(m);
+    bind_bench(m);
 }

@@ -7,6 +7,12 @@ namespace {
 
 constexpr size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
 
+// Rows of storage for m rows of activations: the last block may be padded (see QuantizedRows).
+int64_t stored_rows(int64_t m) {
+    const int64_t last = m % kMaxKernelRows;
+    return last ? m - last + interleave_width(last) : m;
+}
+
 // Panels that pass through the cache together while all blocks of rows use them: 64 rows of weights, 140 KB for int4 and
 // k = 4096, stay in L2 next to the activations.
 constexpr int64_t kPanelGroup = 4;
@@ -39,7 +45,7 @@ bool has_int8_compute(const Format& f) {
 }
 
 size_t linear_input_bytes(int64_t m, int64_t k_padded) {
-    const size_t blocks = static_cast<size_t>(m) * k_padded / kAtomK;
+    const size_t blocks = static_cast<size_t>(stored_rows(m)) * k_padded / kAtomK;
     return round_up(blocks * kAtomK, kLine) + 2 * round_up(blocks * 4, kLine);
 }
 
@@ -49,7 +55,7 @@ LinearInput linear_input(const float* x, int64_t x_stride, int64_t m, int64_t k,
     input.rows = {x, x_stride, m};
     input.k = k;
     input.compute = compute;
-    const size_t blocks = static_cast<size_t>(m) * k_padded / kAtomK;
+    const size_t blocks = static_cast<size_t>(stored_rows(m)) * k_padded / kAtomK;
     auto* bytes = static_cast<uint8_t*>(scratch);
     input.quantized.codes = reinterpret_cast<int8_t*>(bytes);
     bytes += round_up(blocks * kAtomK, kLine);
@@ -64,19 +70,20 @@ LinearInput linear_input(const float* x, int64_t x_stride, int64_t m, int64_t k,
 void prepare_input(Team& team, const KernelTable& kernels, LinearInput& input) {
     if (input.compute != Compute::int8) return;
     const QuantizedRows& q = input.quantized;
-    const int64_t blocks = q.k_padded / kAtomK;
-    // Whole rows when there are enough of them; one row (a step) is cut into blocks of k instead.
-    const bool by_rows = q.m >= 2 * team.size();
-    const Team::Range mine = by_rows ? team.slice(q.m) : team.slice(blocks);
-    const Team::Range rows = by_rows ? mine : Team::Range{0, q.m};
-    const Team::Range cut = by_rows ? Team::Range{0, blocks} : mine;
+    const int64_t groups = q.k_padded / kAtomK, stored = stored_rows(q.m);
+    // Whole rows when there are enough of them; few rows (a step) are cut along k instead.
+    const bool by_rows = stored >= 4 * team.size();
+    const Team::Range rows = by_rows ? team.slice(stored) : Team::Range{0, stored};
+    const Team::Range cut = by_rows ? Team::Range{0, groups} : team.slice(groups);
     const int64_t k0 = cut.begin * kAtomK, k_padded = (cut.end - cut.begin) * kAtomK;
-    const int64_t k = std::clamp<int64_t>(input.k - k0, 0, k_padded);
-    if (k_padded == 0) return;
     for (int64_t row = rows.begin; row < rows.end; row++) {
-        const int64_t block = row * blocks + cut.begin;
-        kernels.linear.quantize_row(input.rows.data + row * input.rows.stride + k0, k, k_padded, q.codes + block * kAtomK,
-                                    q.scales + block, q.sums + block);
+        const int64_t block = row / kMaxKernelRows * kMaxKernelRows, lane = row - block;
+        const int width = interleave_width(q.m - block);
+        const int64_t k = row < q.m ? std::clamp<int64_t>(input.k - k0, 0, k_padded) : 0;
+        const float* x = k > 0 ? input.rows.data + row * input.rows.stride + k0 : nullptr;
+        const int64_t group = block * groups + cut.begin * width + lane;
+        kernels.linear.quantize_row(x, k, k_padded, width, q.codes + block * q.k_padded + k0 * width + 4 * lane,
+                                    q.scales + group, q.sums + group);
     }
 }
 

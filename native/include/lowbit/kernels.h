@@ -13,10 +13,15 @@ namespace lowbit {
 //   fp32: codes are expanded to their exact float values.
 enum class Compute : uint8_t { int8 = 0, fp32 = 1 };
 
+inline constexpr int kMaxKernelRows = 8;  // rows of one kernel call; linear.cpp loops
+
 // m rows of activations, padded with zeros to k_padded (a multiple of 32). Symmetric int8 per 32 values, never -128:
-//   scale[g] = max|x| / 127, code = round_half_even(x / scale) (all codes zero where scale is 0),
+//   scale[g] = max|x| / 127, code = round_half_even(x / scale) (all codes zero where scale is 0, infinite or NaN),
 //   sum[g] = sum of the 32 codes.
-// codes [m][k_padded] int8, scales [m][k_padded/32] fp32, sums [m][k_padded/32] int32; rows 64-byte aligned.
+// Rows are stored in blocks of kMaxKernelRows, interleaved so that one pointer walks through all rows of a kernel call:
+//   codes [block][k_padded/4][width][4] int8, scales and sums [block][k_padded/32][width] fp32 and int32,
+// where width is the block's row count rounded up to 1, 2, 4 or 8 (rows beyond are zero). Blocks are 64-byte aligned, and block b
+// starts at row 8 * b of a matrix [m][k_padded], so a single row lies there as it is.
 struct QuantizedRows {
     int8_t* codes;
     float* scales;
@@ -25,17 +30,19 @@ struct QuantizedRows {
     int64_t m;
 };
 
+// Rows a block of m (1 ... kMaxKernelRows) rows is stored as.
+constexpr int interleave_width(int64_t m) { return m <= 1 ? 1 : m <= 2 ? 2 : m <= 4 ? 4 : 8; }
+
 struct FloatRows {  // fp32 [m][stride], zero from k to k_padded
     const float* data;
     int64_t stride;
     int64_t m;
 };
 
-inline constexpr int kMaxKernelRows = 8;  // m of one kernel call; linear.cpp loops
-inline constexpr int kKvBlock = 64;       // positions that stand together in a KV cache
+inline constexpr int kKvBlock = 64;  // positions that stand together in a KV cache
 
 // y[row * y_stride + n] for the n of `panels` consecutive panels from `first_panel` (all 16 lanes are written, y has room
-// for padded rows), row = 0..m-1, m <= kMaxKernelRows.
+// for padded rows), row = 0..m-1, m <= kMaxKernelRows; first_row is a multiple of kMaxKernelRows.
 using LinearInt8 = void (*)(const PackedView& w, int64_t first_panel, int64_t panels, const QuantizedRows& x,
                             int64_t first_row, int m, float* y, int64_t y_stride);
 using LinearFp32 = void (*)(const PackedView& w, int64_t first_panel, int64_t panels, const FloatRows& x,
@@ -44,8 +51,9 @@ using LinearFp32 = void (*)(const PackedView& w, int64_t first_panel, int64_t pa
 struct LinearKernels {
     LinearInt8 int8[16];  // by FormatId; null in every tier = the format has no int8 compute
     LinearFp32 fp32[16];
-    // Quantises one row of k floats as QuantizedRows describes, padding with zeros up to k_padded.
-    void (*quantize_row)(const float* x, int64_t k, int64_t k_padded, int8_t* codes, float* scales, int32_t* sums);
+    // Quantises k floats of one row as QuantizedRows describes, padding with zeros up to k_padded (a multiple of 32): four codes
+    // every 4 * width bytes, a scale and a sum every width elements.
+    void (*quantize_row)(const float* x, int64_t k, int64_t k_padded, int width, int8_t* codes, float* scales, int32_t* sums);
 };
 
 // Element-wise and attention kernels on fp32 rows. n is any positive length; pointers need no alignment; NaN in gives NaN out.

@@ -17,6 +17,7 @@ using Ints = __m512i;
 using Floats = __m512;
 constexpr int kLanes = 16;
 constexpr int64_t kPrefetchBytes = 2048;
+constexpr int panels_at_once(int m) { return m <= 4 ? 4 : 2; }
 
 inline Quad load_quad(const uint8_t* p) { return _mm512_loadu_si512(p); }
 inline Quad low_nibble(Quad v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
@@ -25,12 +26,18 @@ template <int i>
 inline Quad crumb(Quad v) { return _mm512_and_si512(_mm512_srli_epi16(v, 2 * i), _mm512_set1_epi8(3)); }
 inline Quad join_nibble(Quad low, Quad high) { return _mm512_or_si512(low, _mm512_slli_epi16(high, 4)); }
 
-// codes + value where the bit plane's mask j has a one.
+// codes + value where the 64-bit mask has a one.
 template <int value>
-inline Quad add_bit(Quad codes, const uint8_t* plane, int j, int) {
+inline Quad add_bit(Quad codes, const uint8_t* mask_bytes, int) {
     uint64_t mask;
-    __builtin_memcpy(&mask, plane + 8 * j, 8);
+    __builtin_memcpy(&mask, mask_bytes, 8);
     return _mm512_mask_add_epi8(codes, mask, codes, _mm512_set1_epi8(value));
+}
+
+inline Quad broadcast_four(const int8_t* x) {
+    int32_t four;
+    __builtin_memcpy(&four, x, 4);
+    return _mm512_set1_epi32(four);
 }
 
 inline Floats zero() { return _mm512_setzero_ps(); }
@@ -69,19 +76,14 @@ template <FormatId id>
 struct Dot {
     Ints sum;
 
-    ALWAYS_INLINE void begin(const int32_t* activation_sum) {
-        constexpr int log2 = kOffset<id> ? __builtin_ctz(kOffset<id> | 1 << 30) : 0;
+    static ALWAYS_INLINE Dot start(const int32_t* activation_sum) {
+        if constexpr (kOffset<id> == 0) return {_mm512_setzero_si512()};
+        constexpr int log2 = __builtin_ctz(kOffset<id> | 1 << 30);
         static_assert(kOffset<id> == 0 || kOffset<id> == 1 << log2);
-        sum = _mm512_setzero_si512();
-        if constexpr (kOffset<id> != 0)
-            sum = _mm512_sub_epi32(sum, _mm512_slli_epi32(_mm512_set1_epi32(*activation_sum), log2));
+        return {_mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(_mm512_set1_epi32(*activation_sum), log2))};
     }
-    template <int j>
-    ALWAYS_INLINE void add(Quad w, const int8_t* x) {
-        int32_t four;
-        __builtin_memcpy(&four, x, 4);
-        sum = _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(four));
-    }
+    template <int quad>
+    ALWAYS_INLINE void add(Quad w, Quad x) { sum = _mm512_dpbusd_epi32(sum, w, x); }
     ALWAYS_INLINE Ints finish() const { return sum; }
 };
 
@@ -122,39 +124,20 @@ inline Floats float_of(Quad codes) {
     }
 }
 
-template <FormatId id, class F>
-ALWAYS_INLINE void floats_of(Quad codes, F f) {
-    f(Index<0>{}, float_of<id, 0>(codes)), f(Index<1>{}, float_of<id, 1>(codes));
-    f(Index<2>{}, float_of<id, 2>(codes)), f(Index<3>{}, float_of<id, 3>(codes));
-}
-
-template <FormatId id, class F>
-ALWAYS_INLINE void wide_floats(const uint8_t* atom, int, F f) {
-    const auto line = [&](auto j) INLINE_LAMBDA {
-        constexpr int index = decltype(j)::value;
-        const uint8_t* at = atom + kLine * index;
-        if constexpr (id == FormatId::fp32) {
-            f(Index<2 * index>{}, _mm512_loadu_ps(at + kLine * index));
-            f(Index<2 * index + 1>{}, _mm512_loadu_ps(at + kLine * index + kLine));
-        } else if constexpr (id == FormatId::fp16) {
-            f(Index<2 * index>{}, load_halves(at)), f(Index<2 * index + 1>{}, load_halves(at + kLine / 2));
-        } else {
-            const __m512i pair = load_quad(at);
-            f(Index<2 * index>{}, _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16)));
-            f(Index<2 * index + 1>{}, _mm512_castsi512_ps(_mm512_and_si512(pair, _mm512_set1_epi32(-65536))));
-        }
-    };
-    line(Index<0>{}), line(Index<1>{}), line(Index<2>{}), line(Index<3>{});
-    line(Index<4>{}), line(Index<5>{}), line(Index<6>{}), line(Index<7>{});
-    line(Index<8>{}), line(Index<9>{}), line(Index<10>{}), line(Index<11>{});
-    line(Index<12>{}), line(Index<13>{}), line(Index<14>{}), line(Index<15>{});
+// The float at k of every row, for formats whose codes are floats.
+template <FormatId id, int k>
+inline Floats wide_float(const uint8_t* atom, int) {
+    if constexpr (id == FormatId::fp32) return _mm512_loadu_ps(atom + kLine * k);
+    if constexpr (id == FormatId::fp16) return load_halves(atom + kLine / 2 * k);
+    const __m512i pair = load_quad(atom + kLine * (k / 2));
+    return _mm512_castsi512_ps(k % 2 ? _mm512_and_si512(pair, _mm512_set1_epi32(-65536)) : _mm512_slli_epi32(pair, 16));
 }
 
 #include "shared/linear-inl.h"
 
 // ---- activations ------------------------------------------------------------------------------------------------
 
-void quantize_row(const float* x, int64_t k, int64_t k_padded, int8_t* codes, float* scales, int32_t* sums) {
+void quantize_row(const float* x, int64_t k, int64_t k_padded, int width, int8_t* codes, float* scales, int32_t* sums) {
     const __m512i magnitude_bits = _mm512_set1_epi32(INT32_MAX);
     for (int64_t begin = 0, block = 0; begin < k_padded; begin += kAtomK, block++) {
         const int64_t left = k - begin;
@@ -175,17 +158,17 @@ void quantize_row(const float* x, int64_t k, int64_t k_padded, int8_t* codes, fl
             return _mm512_maskz_cvtps_epi32(usable, v);  // rounds halves to even
         };
         const __m512i q0 = quantize(low), q1 = quantize(high);
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + begin), _mm512_cvtepi32_epi8(q0));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + begin + 16), _mm512_cvtepi32_epi8(q1));
-        scales[block] = scale;
-        sums[block] = _mm512_reduce_add_epi32(_mm512_add_epi32(q0, q1));
+        const __m128i packed[] = {_mm512_cvtepi32_epi8(q0), _mm512_cvtepi32_epi8(q1)};
+        int8_t* at = codes + begin * width;
+        if (width == 1) {
+            __builtin_memcpy(at, packed, kAtomK);
+        } else {
+            const auto* fours = reinterpret_cast<const uint8_t*>(packed);
+            for (int i = 0; i < kQuads; i++) __builtin_memcpy(at + 4 * i * width, fours + 4 * i, 4);
+        }
+        scales[block * width] = scale;
+        sums[block * width] = _mm512_reduce_add_epi32(_mm512_add_epi32(q0, q1));
     }
-}
-
-template <FormatId id>
-void add_format(LinearKernels& k) {
-    k.fp32[static_cast<int>(id)] = product<Fp32Product<id>, id>;
-    if constexpr (kHasInt8<id>) k.int8[static_cast<int>(id)] = product<Int8Product<id>, id>;
 }
 
 }  // namespace

@@ -83,7 +83,7 @@ int integer_at(const uint8_t* atom, int row, int k) {
 // ---- products -------------------------------------------------------------------------------------------------
 
 // y[row][16 * panel + r] = sum over groups of scale * (sum over k of value * x) + min * (sum over k of x).
-// Fold expands one atom (once for all rows), then adds its partial products and its sum of x for one row.
+// Fold expands one atom (once for all rows), then adds its partial products and its sum of x for row i of m.
 template <FormatId id, class Fold, class Rows>
 void product(const PackedView& w, int64_t first_panel, int64_t panels, const Rows& x, int64_t first_row, int m, float* y,
              int64_t y_stride) {
@@ -101,7 +101,7 @@ void product(const PackedView& w, int64_t first_panel, int64_t panels, const Row
                 float dot[kMaxKernelRows][kPanelRows] = {}, sum[kMaxKernelRows] = {};
                 for (int a = 0; a < atoms; a++, atom += l.atom_bytes, k += kAtomK) {
                     const Fold fold(atom);
-                    for (int i = 0; i < m; i++) fold.add(x, first_row + i, k, dot[i], sum[i]);
+                    for (int i = 0; i < m; i++) fold.add(x, first_row, m, i, k, dot[i], sum[i]);
                 }
                 for (int r = 0; r < kPanelRows; r++) {
                     const int lane = kPanelRows * g + r;
@@ -129,14 +129,15 @@ struct FoldInt8 {
         for (int k = 0; k < kAtomK; k++)
             for (int r = 0; r < kPanelRows; r++) w[k][r] = static_cast<int16_t>(integer_at<id>(atom, r, k));
     }
-    void add(const QuantizedRows& x, int64_t row, int64_t k0, float* dot, float& sum) const {
-        const int8_t* codes = x.codes + row * x.k_padded + k0;
-        const int64_t block = (row * x.k_padded + k0) / kAtomK;
+    void add(const QuantizedRows& x, int64_t block_row, int m, int i, int64_t k0, float* dot, float& sum) const {
+        const int width = m <= 1 ? 1 : m <= 2 ? 2 : m <= 4 ? 4 : 8;
+        const int8_t* codes = x.codes + block_row * x.k_padded + k0 * width;
+        const int64_t group = (block_row * x.k_padded + k0 * width) / kAtomK + i;
         int32_t partial[kPanelRows] = {};
         for (int k = 0; k < kAtomK; k++)
-            for (int r = 0; r < kPanelRows; r++) partial[r] += codes[k] * w[k][r];
-        for (int r = 0; r < kPanelRows; r++) dot[r] += x.scales[block] * static_cast<float>(partial[r]);
-        sum += x.scales[block] * static_cast<float>(x.sums[block]);
+            for (int r = 0; r < kPanelRows; r++) partial[r] += codes[4 * (k / 4 * width + i) + k % 4] * w[k][r];
+        for (int r = 0; r < kPanelRows; r++) dot[r] += x.scales[group] * static_cast<float>(partial[r]);
+        sum += x.scales[group] * static_cast<float>(x.sums[group]);
     }
 };
 
@@ -149,8 +150,8 @@ struct FoldFp32 {
         for (int k = 0; k < kAtomK; k++)
             for (int r = 0; r < kPanelRows; r++) w[k][r] = value_at<id>(atom, r, k);
     }
-    void add(const FloatRows& x, int64_t row, int64_t k0, float* dot, float& sum) const {
-        const float* values = x.data + row * x.stride + k0;
+    void add(const FloatRows& x, int64_t block_row, int, int i, int64_t k0, float* dot, float& sum) const {
+        const float* values = x.data + (block_row + i) * x.stride + k0;
         float partial[kPanelRows] = {}, partial_sum = 0;
         for (int k = 0; k < kAtomK; k++) {
             for (int r = 0; r < kPanelRows; r++) partial[r] += values[k] * w[k][r];
@@ -169,7 +170,7 @@ float round_half_even(float v) {
     return (v + magic) - magic;
 }
 
-void quantize_row(const float* x, int64_t k, int64_t k_padded, int8_t* codes, float* scales, int32_t* sums) {
+void quantize_row(const float* x, int64_t k, int64_t k_padded, int width, int8_t* codes, float* scales, int32_t* sums) {
     for (int64_t block = 0; block < k_padded / kAtomK; block++) {
         const int64_t begin = block * kAtomK;
         const int valid = static_cast<int>(k - begin < 0 ? 0 : k - begin < kAtomK ? k - begin : kAtomK);
@@ -194,11 +195,11 @@ void quantize_row(const float* x, int64_t k, int64_t k_padded, int8_t* codes, fl
                 v = v > 127.0f ? 127.0f : v < -127.0f ? -127.0f : v;  // subnormal scales are inexact
                 code = static_cast<int>(v);
             }
-            codes[begin + i] = static_cast<int8_t>(code);
+            codes[(begin + i / 4 * 4) * width + i % 4] = static_cast<int8_t>(code);
             sum += code;
         }
-        scales[block] = scale;
-        sums[block] = sum;
+        scales[block * width] = scale;
+        sums[block * width] = sum;
     }
 }
 

@@ -1,51 +1,39 @@
 // The loops of the vector tiers, included inside a tier's anonymous namespace after its vector primitives. A panel's 16 rows
-// are kHalves vectors of kLanes rows; a Quad holds 4 consecutive k of every row as bytes, the shape byte dot products
-// want. The including file provides
-//   Quad, Ints, Floats and kLanes; load_quad, low_nibble, high_nibble, crumb<i>, add_bit<value>, join_nibble, to_integers<id>;
-//   Dot<id>: begin(sum), add<j>(quad, four activations), Ints finish();
-//   floats_of<id>(quad, f) for quads of codes, wide_floats<id>(atom, half, f) for bf16, fp16, fp32;
-//   zero, broadcast, load_halves, fma, add, to_floats, sum_of, store, prefetch.
+// are kHalves vectors of kLanes rows; a Quad holds 4 consecutive k of every row as bytes, the shape byte dot products want.
+// The including file provides
+//   Quad, Ints, Floats, kLanes, and panels_at_once(M): panels whose products with M rows fit in the registers;
+//   load_quad, low_nibble, high_nibble, crumb<i>, join_nibble, add_bit<value>, broadcast_four;
+//   to_integers<id>(codes), Dot<id>: start(sum), add<quad>(weights, activations), Ints finish();
+//   float_of<id, b>(codes), wide_float<id, k>(atom, half) for bf16, fp16, fp32, and kFloatFactor<id>;
+//   zero, broadcast, load_halves, fma, add, multiply, to_floats, sum_of, store, prefetch.
 
 constexpr int kHalves = kPanelRows / kLanes;
 constexpr int kQuadBytes = kLine / kHalves;
 constexpr int kQuads = kAtomK / 4;
 
-// Calls f(Index<j>, codes) for the eight quads of one half of an atom, j ascending; codes are clean bytes.
-template <int bits, class F>
-ALWAYS_INLINE void each_code(const uint8_t* atom, int half, F f) {
-    const uint8_t* at = atom + half * kQuadBytes;
-    [[maybe_unused]] const uint8_t* high = atom + (bits == 3 ? 2 : 4) * kLine;  // the plane of the upper bits
-    if constexpr (bits == 8) {
-        f(Index<0>{}, load_quad(at)), f(Index<1>{}, load_quad(at + kLine));
-        f(Index<2>{}, load_quad(at + 2 * kLine)), f(Index<3>{}, load_quad(at + 3 * kLine));
-        f(Index<4>{}, load_quad(at + 4 * kLine)), f(Index<5>{}, load_quad(at + 5 * kLine));
-        f(Index<6>{}, load_quad(at + 6 * kLine)), f(Index<7>{}, load_quad(at + 7 * kLine));
-    } else if constexpr (bits == 3) {
-        const auto line = [&](auto j, Quad v) {
-            constexpr int q = 4 * decltype(j)::value;
-            f(Index<q>{}, add_bit<4>(crumb<0>(v), high, q, half)), f(Index<q + 1>{}, add_bit<4>(crumb<1>(v), high, q + 1, half));
-            f(Index<q + 2>{}, add_bit<4>(crumb<2>(v), high, q + 2, half));
-            f(Index<q + 3>{}, add_bit<4>(crumb<3>(v), high, q + 3, half));
-        };
-        line(Index<0>{}, load_quad(at)), line(Index<1>{}, load_quad(at + kLine));
-    } else {
-        const auto line = [&](auto j) {
-            constexpr int q = 2 * decltype(j)::value;
-            const Quad v = load_quad(at + kLine * decltype(j)::value);
-            Quad low = low_nibble(v), upper = high_nibble(v);
-            if constexpr (bits == 5) {
-                low = add_bit<16>(low, high, q, half);
-                upper = add_bit<16>(upper, high, q + 1, half);
-            }
-            if constexpr (bits == 6) {
-                const Quad crumbs = load_quad(high + half * kQuadBytes + kLine * (q / 4));
-                low = join_nibble(low, crumb<q % 4>(crumbs));
-                upper = join_nibble(upper, crumb<q % 4 + 1>(crumbs));
-            }
-            f(Index<q>{}, low), f(Index<q + 1>{}, upper);
-        };
-        line(Index<0>{}), line(Index<1>{}), line(Index<2>{}), line(Index<3>{});
+// Calls f(Index<0>) ... f(Index<n - 1>).
+template <int n, class F>
+ALWAYS_INLINE void for_each_index(F f) {
+    if constexpr (n > 0) {
+        for_each_index<n - 1>(f);
+        f(Index<n - 1>{});
     }
+}
+
+// The codes of k = 4j ... 4j+3 as clean bytes, from one half of an atom; formats.h has the planes.
+template <int bits, int j>
+ALWAYS_INLINE Quad code_quad(const uint8_t* atom, int half) {
+    const uint8_t* at = atom + half * kQuadBytes;
+    if constexpr (bits == 8) return load_quad(at + kLine * j);
+    if constexpr (bits == 2) return crumb<j % 4>(load_quad(at + kLine * (j / 4)));
+    if constexpr (bits == 4) {
+        const Quad line = load_quad(at + kLine * (j / 2));
+        if constexpr (j % 2 == 0) return low_nibble(line);
+        else return high_nibble(line);
+    }
+    if constexpr (bits == 3) return add_bit<4>(code_quad<2, j>(atom, half), atom + 2 * kLine + 8 * j, half);
+    if constexpr (bits == 5) return add_bit<16>(code_quad<4, j>(atom, half), atom + 4 * kLine + 8 * j, half);
+    if constexpr (bits == 6) return join_nibble(code_quad<4, j>(atom, half), code_quad<2, j>(atom + 4 * kLine, half));
 }
 
 // ---- int8 compute ---------------------------------------------------------------------------------------------
@@ -55,42 +43,59 @@ struct Int8Product {
     using Rows = QuantizedRows;
     static constexpr float factor = kInteger<id>.factor;
 
+    // M interleaved rows: see QuantizedRows.
     template <int M>
     struct Input {
-        const int8_t* codes[M];
-        const float* scales[M];
-        const int32_t* sums[M];
+        const int8_t* codes;
+        const float* scales;
+        const int32_t* sums;
 
-        Input(const Rows& x, const int64_t (&row)[M]) {
-            for (int i = 0; i < M; i++) {
-                codes[i] = x.codes + row[i] * x.k_padded;
-                scales[i] = x.scales + row[i] * (x.k_padded / kAtomK);
-                sums[i] = x.sums + row[i] * (x.k_padded / kAtomK);
-            }
-        }
-        // Sum of the activations [k, k + count).
+        Input(const Rows& x, int64_t first_row, int)
+            : codes(x.codes + first_row * x.k_padded),
+              scales(x.scales + first_row * (x.k_padded / kAtomK)),
+              sums(x.sums + first_row * (x.k_padded / kAtomK)) {}
+        // Sum of the activations [k, k + count) of row i.
         float sum(int i, int64_t k, int count) const {
             float s = 0;
-            for (int64_t b = k / kAtomK; b < (k + count) / kAtomK; b++) s += scales[i][b] * static_cast<float>(sums[i][b]);
+            for (int64_t g = k / kAtomK; g < (k + count) / kAtomK; g++)
+                s += scales[g * M + i] * static_cast<float>(sums[g * M + i]);
             return s;
         }
     };
 
-    // part[i] += products of one half of `atoms` consecutive atoms with rows i of x at k.
-    template <int M>
-    static ALWAYS_INLINE void accumulate(const uint8_t* atom, int64_t atom_bytes, int atoms, int half, const Input<M>& x,
-                                         int64_t k, Floats (&part)[M]) {
-        for (int a = 0; a < atoms; a++, atom += atom_bytes, k += kAtomK) {
-            const int64_t block = k / kAtomK;
-            Dot<id> dot[M];
-            UNROLL for (int i = 0; i < M; i++) dot[i].begin(x.sums[i] + block);
-            each_code<kFormat<id>.bits>(atom, half, [&](auto j, Quad codes) INLINE_LAMBDA {
-                const Quad w = to_integers<id>(codes);
-                UNROLL for (int i = 0; i < M; i++)
-                    dot[i].template add<decltype(j)::value>(w, x.codes[i] + k + 4 * decltype(j)::value);
-            });
-            UNROLL for (int i = 0; i < M; i++)
-                part[i] = fma(to_floats(dot[i].finish()), broadcast(x.scales[i] + block), part[i]);
+    // part[p][i] += products of one half of an atom of P panels with rows i of x at k.
+    template <int M, int P>
+    static ALWAYS_INLINE void add_atom(const uint8_t* const (&atom)[P], int half, const Input<M>& x, int64_t k,
+                                       Floats (&part)[P][M]) {
+        const int8_t* codes = x.codes + k * M;
+        const float* scales = x.scales + k / kAtomK * M;
+        const int32_t* sums = x.sums + k / kAtomK * M;
+        Dot<id> dot[P][M];
+        UNROLL for (int i = 0; i < M; i++) {
+            const Dot<id> start = Dot<id>::start(sums + i);
+            UNROLL for (int p = 0; p < P; p++) dot[p][i] = start;
+        }
+        for_each_index<kQuads>([&](auto j) INLINE_LAMBDA {
+            constexpr int quad = decltype(j)::value;
+            if constexpr (M <= P) {  // hold the smaller side of the block in registers
+                Quad four[M];
+                UNROLL for (int i = 0; i < M; i++) four[i] = broadcast_four(codes + 4 * (quad * M + i));
+                UNROLL for (int p = 0; p < P; p++) {
+                    const Quad w = to_integers<id>(code_quad<kFormat<id>.bits, quad>(atom[p], half));
+                    UNROLL for (int i = 0; i < M; i++) dot[p][i].template add<quad>(w, four[i]);
+                }
+            } else {
+                Quad w[P];
+                UNROLL for (int p = 0; p < P; p++) w[p] = to_integers<id>(code_quad<kFormat<id>.bits, quad>(atom[p], half));
+                UNROLL for (int i = 0; i < M; i++) {
+                    const Quad four = broadcast_four(codes + 4 * (quad * M + i));
+                    UNROLL for (int p = 0; p < P; p++) dot[p][i].template add<quad>(w[p], four);
+                }
+            }
+        });
+        UNROLL for (int i = 0; i < M; i++) {
+            const Floats scale = broadcast(scales + i);
+            UNROLL for (int p = 0; p < P; p++) part[p][i] = fma(to_floats(dot[p][i].finish()), scale, part[p][i]);
         }
     }
 };
@@ -106,120 +111,131 @@ struct Fp32Product {
     struct Input {
         const float* x[M];
 
-        Input(const Rows& rows, const int64_t (&row)[M]) {
-            for (int i = 0; i < M; i++) x[i] = rows.data + row[i] * rows.stride;
+        // Of fewer than M rows, the last is multiplied several times.
+        Input(const Rows& rows, int64_t first_row, int m) {
+            for (int i = 0; i < M; i++) x[i] = rows.data + (first_row + (i < m ? i : m - 1)) * rows.stride;
         }
         float sum(int i, int64_t k, int count) const { return sum_of(x[i] + k, count); }
     };
 
-    template <int M>
-    static ALWAYS_INLINE void accumulate(const uint8_t* atom, int64_t atom_bytes, int atoms, int half, const Input<M>& x,
-                                         int64_t k, Floats (&part)[M]) {
-        // Several sums per row hide the latency of the multiply-add where there are few rows.
-        constexpr int kChains = M <= 2 ? 4 : M <= 4 ? 2 : 1;
-        Floats sum[M][kChains];
-        UNROLL for (int i = 0; i < M; i++)
-            UNROLL for (int c = 0; c < kChains; c++) sum[i][c] = zero();
-        for (int a = 0; a < atoms; a++, atom += atom_bytes, k += kAtomK) {
-            const auto add_k = [&](auto at, Floats w) INLINE_LAMBDA {
-                constexpr int offset = decltype(at)::value;
-                UNROLL for (int i = 0; i < M; i++)
-                    sum[i][offset % kChains] = fma(w, broadcast(x.x[i] + k + offset), sum[i][offset % kChains]);
-            };
-            if constexpr (kFormat<id>.codes == Codes::kFloat)
-                wide_floats<id>(atom, half, add_k);
-            else
-                each_code<kFormat<id>.bits>(atom, half, [&](auto j, Quad codes) INLINE_LAMBDA {
-                    constexpr int first = 4 * decltype(j)::value;
-                    floats_of<id>(codes, [&](auto b, Floats w) INLINE_LAMBDA { add_k(Index<first + decltype(b)::value>{}, w); });
+    template <int M, int P>
+    static ALWAYS_INLINE void add_atom(const uint8_t* const (&atom)[P], int half, const Input<M>& x, int64_t k,
+                                       Floats (&part)[P][M]) {
+        constexpr int chains = M == 1 ? 2 : 1;  // sums per output, which hide the latency of the multiply-add
+        Floats sum[P][M][chains];
+        UNROLL for (int p = 0; p < P; p++)
+            UNROLL for (int i = 0; i < M; i++)
+                UNROLL for (int c = 0; c < chains; c++) sum[p][i][c] = zero();
+        const auto add_k = [&](auto at, const Floats(&w)[P]) INLINE_LAMBDA {
+            constexpr int offset = decltype(at)::value;
+            UNROLL for (int i = 0; i < M; i++) {
+                const Floats value = broadcast(x.x[i] + k + offset);
+                UNROLL for (int p = 0; p < P; p++)
+                    sum[p][i][offset % chains] = fma(w[p], value, sum[p][i][offset % chains]);
+            }
+        };
+        if constexpr (kFormat<id>.codes == Codes::kFloat) {
+            for_each_index<kAtomK>([&](auto at) INLINE_LAMBDA {
+                Floats w[P];
+                UNROLL for (int p = 0; p < P; p++) w[p] = wide_float<id, decltype(at)::value>(atom[p], half);
+                add_k(at, w);
+            });
+        } else {
+            for_each_index<kQuads>([&](auto j) INLINE_LAMBDA {
+                constexpr int quad = decltype(j)::value;
+                Quad codes[P];
+                UNROLL for (int p = 0; p < P; p++) codes[p] = code_quad<kFormat<id>.bits, quad>(atom[p], half);
+                for_each_index<4>([&](auto b) INLINE_LAMBDA {
+                    constexpr int byte = decltype(b)::value;
+                    Floats w[P];
+                    UNROLL for (int p = 0; p < P; p++) w[p] = float_of<id, byte>(codes[p]);
+                    add_k(Index<4 * quad + byte>{}, w);
                 });
+            });
         }
-        UNROLL for (int i = 0; i < M; i++)
-            UNROLL for (int c = 0; c < kChains; c++) part[i] = add(part[i], sum[i][c]);
+        UNROLL for (int p = 0; p < P; p++)
+            UNROLL for (int i = 0; i < M; i++)
+                UNROLL for (int c = 0; c < chains; c++) part[p][i] = add(part[p][i], sum[p][i][c]);
     }
 };
 
 // ---- the product of P panels with M rows ----------------------------------------------------------------------
 
-constexpr int kSegmentAtoms = 4;  // atoms of one panel before the next panel's turn: every panel stays a live stream
-
+// P panels are read side by side: a core keeps more lines under way with several streams.
 template <class Product, FormatId id, int M, int P>
-void block(const PackedView& w, int64_t panel, int64_t last_panel, const typename Product::template Input<M>& x, int m, float* y,
+void block(const PackedView& w, int64_t first, int64_t last, const typename Product::template Input<M>& x, int m, float* y,
            int64_t y_stride) {
     constexpr bool scaled = kFormat<id>.codes != Codes::kFloat, has_min = kFormat<id>.has_min;
+    constexpr int64_t atom_bytes = kAtomBytes<id>;
     const Layout& l = w.layout;
-    const int64_t atom_bytes = kAtomBytes<id>, tile_lines = l.tile_bytes - (scaled ? kLine : 0) - (has_min ? kLine : 0);
     const int atoms = l.group_size / kAtomK;
-    const int64_t first = panel;
-    const uint8_t* base[P];  // a block that runs over the last panel computes that one again
-    UNROLL for (int p = 0; p < P; p++) base[p] = w.data + (first + p < last_panel ? first + p : last_panel) * l.panel_bytes;
+    const uint8_t* at[P];  // a block that runs over the last panel computes that one again
+    UNROLL for (int p = 0; p < P; p++) at[p] = w.data + (first + p < last ? first + p : last) * l.panel_bytes;
 
-    Floats total[P][kHalves][M];
-    UNROLL for (int p = 0; p < P; p++)
-        UNROLL for (int h = 0; h < kHalves; h++)
-            UNROLL for (int i = 0; i < M; i++) total[p][h][i] = zero();
+    Floats total[kHalves][P][M];
+    UNROLL for (int h = 0; h < kHalves; h++)
+        UNROLL for (int p = 0; p < P; p++)
+            UNROLL for (int i = 0; i < M; i++) total[h][p][i] = zero();
 
-    int64_t k = 0;
-    for (int64_t tile = 0; tile < l.panel_bytes; tile += l.tile_bytes) {
-        // Past the end of a panel, its stream goes on in the panel that this one's place in the next block will take.
-        const int64_t ahead = kPrefetchBytes + (tile + kPrefetchBytes < l.panel_bytes ? 0 : (P - 1) * l.panel_bytes);
-        int64_t offset = tile;
+    int64_t k = 0, left = l.panel_bytes;
+    for (int64_t tile = 0; tile < l.tiles; tile++, left -= l.tile_bytes) {
+        // Past the end of a panel, its stream goes on in the panel that takes this one's place in the next block.
+        const int64_t ahead = kPrefetchBytes + (left > kPrefetchBytes ? 0 : (P - 1) * l.panel_bytes);
+        const int64_t scale_offset = l.groups_per_tile * atoms * atom_bytes;
+        const uint8_t* scale_line[P];
+        UNROLL for (int p = 0; p < P; p++) scale_line[p] = at[p] + scale_offset;
         for (int g = 0; g < l.groups_per_tile; g++) {
-            Floats part[P][kHalves][M];
-            UNROLL for (int p = 0; p < P; p++)
-                UNROLL for (int h = 0; h < kHalves; h++)
-                    UNROLL for (int i = 0; i < M; i++) part[p][h][i] = zero();
+            Floats part[kHalves][P][M];
+            UNROLL for (int h = 0; h < kHalves; h++)
+                UNROLL for (int p = 0; p < P; p++)
+                    UNROLL for (int i = 0; i < M; i++) part[h][p][i] = zero();
             const int64_t group_k = k;
-            for (int a = 0; a < atoms; a += kSegmentAtoms) {
-                const int count = atoms - a < kSegmentAtoms ? atoms - a : kSegmentAtoms;
-                UNROLL for (int p = 0; p < P; p++) {
-                    const uint8_t* at = base[p] + offset;
-                    for (int64_t line = 0; line < count * atom_bytes; line += kLine) prefetch(at + ahead + line);
-                    UNROLL for (int h = 0; h < kHalves; h++)
-                        Product::template accumulate<M>(at, atom_bytes, count, h, x, k, part[p][h]);
-                }
-                offset += count * atom_bytes;
-                k += count * kAtomK;
+            for (int a = 0; a < atoms; a++, k += kAtomK) {
+                UNROLL for (int p = 0; p < P; p++)
+                    UNROLL for (int64_t line = 0; line < atom_bytes; line += kLine) prefetch(at[p] + ahead + line);
+                UNROLL for (int h = 0; h < kHalves; h++) Product::template add_atom<M, P>(at, h, x, k, part[h]);
+                UNROLL for (int p = 0; p < P; p++) at[p] += atom_bytes;
             }
             [[maybe_unused]] float sums[M];
             if constexpr (has_min)
                 for (int i = 0; i < M; i++) sums[i] = x.sum(i, group_k, l.group_size);
-            UNROLL for (int p = 0; p < P; p++) {
-                const uint8_t* scales = base[p] + tile + tile_lines + 2 * kPanelRows * g;
-                UNROLL for (int h = 0; h < kHalves; h++) {
-                    if constexpr (!scaled) {
-                        UNROLL for (int i = 0; i < M; i++) total[p][h][i] = add(total[p][h][i], part[p][h][i]);
-                        continue;
+            UNROLL for (int h = 0; h < kHalves; h++) {
+                const int lanes = 2 * (kPanelRows * g + kLanes * h);
+                UNROLL for (int p = 0; p < P; p++) {
+                    if constexpr (scaled) {
+                        const Floats scale = load_halves(scale_line[p] + lanes);
+                        UNROLL for (int i = 0; i < M; i++) total[h][p][i] = fma(part[h][p][i], scale, total[h][p][i]);
+                    } else {
+                        UNROLL for (int i = 0; i < M; i++) total[h][p][i] = add(total[h][p][i], part[h][p][i]);
                     }
-                    const Floats scale = load_halves(scales + 2 * kLanes * h);
-                    UNROLL for (int i = 0; i < M; i++) total[p][h][i] = fma(part[p][h][i], scale, total[p][h][i]);
                     if constexpr (has_min) {
-                        const Floats min = load_halves(scales + kLine + 2 * kLanes * h);
-                        UNROLL for (int i = 0; i < M; i++) total[p][h][i] = fma(min, broadcast(&sums[i]), total[p][h][i]);
+                        const Floats min = load_halves(scale_line[p] + kLine + lanes);
+                        UNROLL for (int i = 0; i < M; i++) total[h][p][i] = fma(min, broadcast(sums + i), total[h][p][i]);
                     }
                 }
             }
         }
-        if constexpr (scaled)
-            UNROLL for (int p = 0; p < P; p++)
-                for (int64_t line = tile_lines; line < l.tile_bytes; line += kLine) prefetch(base[p] + tile + ahead + line);
+        constexpr int64_t lines = (scaled ? kLine : 0) + (has_min ? kLine : 0);
+        UNROLL for (int p = 0; p < P; p++) {
+            UNROLL for (int64_t line = 0; line < lines; line += kLine) prefetch(at[p] + ahead + line);
+            at[p] += lines;
+        }
     }
 
     const float multiplier = w.multiplier * Product::factor;
     UNROLL for (int p = 0; p < P; p++) {
-        if (first + p > last_panel) break;
+        if (first + p > last) break;
         UNROLL for (int h = 0; h < kHalves; h++)
             UNROLL for (int i = 0; i < M; i++)
-                if (i < m) store(y + i * y_stride + (first + p) * kPanelRows + h * kLanes, multiply(total[p][h][i], &multiplier));
+                if (i < m) store(y + i * y_stride + (first + p) * kPanelRows + h * kLanes, multiply(total[h][p][i], &multiplier));
     }
 }
 
-template <class Product, FormatId id, int M, int P>
+template <class Product, FormatId id, int M>
 void blocks(const PackedView& w, int64_t first_panel, int64_t panels, const typename Product::Rows& x, int64_t first_row, int m,
             float* y, int64_t y_stride) {
-    int64_t row[M];  // a block of fewer than M rows computes the last one several times
-    for (int i = 0; i < M; i++) row[i] = first_row + (i < m ? i : m - 1);
-    const typename Product::template Input<M> input(x, row);
+    constexpr int P = panels_at_once(M);
+    const typename Product::template Input<M> input(x, first_row, m);
     for (int64_t p = 0; p < panels; p += P)
         block<Product, id, M, P>(w, first_panel + p, first_panel + panels - 1, input, m, y, y_stride);
 }
@@ -227,8 +243,14 @@ void blocks(const PackedView& w, int64_t first_panel, int64_t panels, const type
 template <class Product, FormatId id>
 void product(const PackedView& w, int64_t first_panel, int64_t panels, const typename Product::Rows& x, int64_t first_row, int m,
              float* y, int64_t y_stride) {
-    if (m <= 1) blocks<Product, id, 1, 4>(w, first_panel, panels, x, first_row, m, y, y_stride);
-    else if (m <= 2) blocks<Product, id, 2, 4>(w, first_panel, panels, x, first_row, m, y, y_stride);
-    else if (m <= 4) blocks<Product, id, 4, 2>(w, first_panel, panels, x, first_row, m, y, y_stride);
-    else blocks<Product, id, 8, 2>(w, first_panel, panels, x, first_row, m, y, y_stride);
+    if (m <= 1) blocks<Product, id, 1>(w, first_panel, panels, x, first_row, m, y, y_stride);
+    else if (m <= 2) blocks<Product, id, 2>(w, first_panel, panels, x, first_row, m, y, y_stride);
+    else if (m <= 4) blocks<Product, id, 4>(w, first_panel, panels, x, first_row, m, y, y_stride);
+    else blocks<Product, id, 8>(w, first_panel, panels, x, first_row, m, y, y_stride);
+}
+
+template <FormatId id>
+void add_format(LinearKernels& k) {
+    k.fp32[static_cast<int>(id)] = product<Fp32Product<id>, id>;
+    if constexpr (kHasInt8<id>) k.int8[static_cast<int>(id)] = product<Int8Product<id>, id>;
 }

@@ -3,6 +3,7 @@
 #define INLINE_LAMBDA __attribute__((always_inline))
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
+#define NO_UNROLL _Pragma("GCC unroll 1")
 
 // Lambdas take a constant index as an argument of this type.
 template <int i>

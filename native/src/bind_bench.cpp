@@ -1,0 +1,114 @@
+// What benchmarks need timed inside one call: memory read by several streams, and linear products over weights that
+// lie behind each other. Nothing of the library uses this.
+#include <emmintrin.h>
+
+#include <time.h>
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "bind.h"
+#include "lowbit/linear.h"
+
+using namespace lowbit;
+
+namespace {
+
+double clock_seconds(clockid_t clock) {
+    timespec t;
+    clock_gettime(clock, &t);
+    return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_nsec) * 1e-9;
+}
+
+// Wall time of a job, and the largest CPU time a member of the team spent at work: on a machine where other processes
+// take their turns, the second is what the job would need alone.
+struct Times {
+    double start = clock_seconds(CLOCK_MONOTONIC), wall = 0;
+    std::vector<double> cpu;
+
+    explicit Times(int members) : cpu(static_cast<size_t>(members)) {}
+    template <class Work>
+    void member(const Team& team, Work work) {
+        const double before = clock_seconds(CLOCK_THREAD_CPUTIME_ID);
+        work();
+        cpu[static_cast<size_t>(team.id())] += clock_seconds(CLOCK_THREAD_CPUTIME_ID) - before;
+    }
+    std::pair<double, double> stop() {
+        wall = clock_seconds(CLOCK_MONOTONIC) - start;
+        return {wall, *std::max_element(cpu.begin(), cpu.end())};
+    }
+};
+
+// Loads every line of [data, data + bytes) once, as `streams` sequential streams with a prefetch `ahead` bytes before each.
+// 16-byte loads suffice: even from L2 they are several times faster than memory.
+template <int streams>
+__m128i read_streams(const uint8_t* data, int64_t bytes, int64_t ahead) {
+    const int64_t length = bytes / streams / kLine * kLine;
+    __m128i x = _mm_setzero_si128();
+    for (int64_t i = 0; i < length; i += kLine)
+        for (int s = 0; s < streams; s++) {
+            const uint8_t* line = data + s * length + i;
+            if (ahead) _mm_prefetch(reinterpret_cast<const char*>(line + ahead), _MM_HINT_T0);
+            for (int j = 0; j < kLine; j += 16) x = _mm_xor_si128(x, _mm_load_si128(reinterpret_cast<const __m128i*>(line + j)));
+        }
+    return x;
+}
+
+std::pair<double, double> read_seconds(ThreadPool& pool, const Bytes& data, int streams, int64_t ahead) {
+    auto* read = streams == 1 ? read_streams<1> : streams == 4 ? read_streams<4> : streams == 8 ? read_streams<8> : nullptr;
+    if (!read) throw std::invalid_argument("streams must be 1, 4 or 8");
+    nb::gil_scoped_release release;
+    Times times(pool.size());
+    pool.run([&](Team& team) {
+        const Team::Range mine = team.slice(static_cast<int64_t>(data.shape(0)), kLine);
+        times.member(team, [&] {
+            volatile __m128i sink = read(data.data() + mine.begin, mine.end - mine.begin, ahead);
+            (void)sink;
+        });
+    });
+    return times.stop();
+}
+
+// One product with each of the weights that fill `data`, as a decoder does it: activations prepared once, a barrier after
+// every product.
+std::pair<double, double> linear_seconds(ThreadPool& pool, int tier, int compute, int format, int64_t rows, int64_t k, int group_size,
+                      const Bytes& data, const Floats& x) {
+    const Format* f = find_format(format);
+    if (!f) throw std::invalid_argument("unknown format id " + std::to_string(format));
+    if (tier < 0 || tier > static_cast<int>(Tier::amx) || !tier_available(static_cast<Tier>(tier)))
+        throw std::invalid_argument("tier " + std::to_string(tier) + " is not available on this machine");
+    const KernelTable& kernels = kernel_table(static_cast<Tier>(tier));
+    PackedView w;
+    w.format = f;
+    w.layout = layout_of(*f, rows, k, group_size);
+    const int64_t count = static_cast<int64_t>(data.shape(0)) / w.layout.bytes, m = static_cast<int64_t>(x.shape(0));
+    if (static_cast<int64_t>(x.shape(1)) != w.layout.k_padded) throw std::invalid_argument("x must have k_padded columns");
+    const int64_t columns = w.layout.panels * kPanelRows;
+    std::vector<float> y(static_cast<size_t>(m * columns));
+    std::vector<uint8_t> scratch(linear_input_bytes(m, w.layout.k_padded) + kLine);
+    uint8_t* aligned = scratch.data() + (kLine - reinterpret_cast<uintptr_t>(scratch.data()) % kLine);
+    nb::gil_scoped_release release;
+    LinearInput input = linear_input(x.data(), w.layout.k_padded, m, k, w.layout.k_padded, static_cast<Compute>(compute), aligned);
+    Times times(pool.size());
+    pool.run([&](Team& team) {
+        prepare_input(team, kernels, input);
+        team.barrier();
+        for (int64_t i = 0; i < count; i++) {
+            PackedView each = w;
+            each.data = data.data() + i * w.layout.bytes;
+            times.member(team, [&] { linear(team, kernels, each, nullptr, input, y.data(), columns); });
+            team.barrier();
+        }
+    });
+    return times.stop();
+}
+
+}  // namespace
+
+void bind_bench(nb::module_& m) {
+    m.def("read_seconds", &read_seconds, nb::arg("pool"), nb::arg("data"), nb::arg("streams"), nb::arg("ahead"),
+          "(wall seconds, CPU seconds of the slowest thread) to read `data` (64-byte aligned) once with all threads.");
+    m.def("linear_seconds", &linear_seconds, nb::arg("pool"), nb::arg("tier"), nb::arg("compute"), nb::arg("format"),
+          nb::arg("rows"), nb::arg("k"), nb::arg("group_size"), nb::arg("data"), nb::arg("x"),
+          "(wall seconds, CPU seconds of the slowest thread) for one product with every packed weight in `data`.");
+}
