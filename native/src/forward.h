@@ -82,17 +82,6 @@ void for_share(const Team& team, int64_t rows, int64_t columns, int64_t step, F&
     }
 }
 
-// Quantises columns [begin, end) of a row of `input`; begin is a multiple of 32, end too or k (then the padding is
-// written).
-inline void quantize_columns(const KernelTable& kernels, const LinearInput& input, int64_t row, int64_t begin,
-                             int64_t end) {
-    if (input.compute != Compute::int8) return;
-    const QuantizedRows& q = input.quantized;
-    const int64_t padded_end = end == input.k ? q.k_padded : end, group = row * (q.k_padded / kAtomK) + begin / kAtomK;
-    kernels.linear.quantize_row(input.rows.data + row * input.rows.stride + begin, end - begin, padded_end - begin,
-                                q.codes + row * q.k_padded + begin, q.scales + group, q.sums + group);
-}
-
 // What all chunks of a pass share.
 struct Engine {
     const ModelSpec& spec;

@@ -67,24 +67,25 @@ LinearInput linear_input(const float* x, int64_t x_stride, int64_t m, int64_t k,
     return input;
 }
 
-void prepare_input(Team& team, const KernelTable& kernels, LinearInput& input) {
+void quantize_columns(const KernelTable& kernels, const LinearInput& input, int64_t row, int64_t begin, int64_t end) {
     if (input.compute != Compute::int8) return;
     const QuantizedRows& q = input.quantized;
-    const int64_t groups = q.k_padded / kAtomK, stored = stored_rows(q.m);
+    const int64_t padded_end = end == input.k ? q.k_padded : end;
+    const int64_t block = row / kMaxKernelRows * kMaxKernelRows, lane = row - block;
+    const int width = interleave_width(q.m - block);
+    const int64_t group = (block * q.k_padded + begin * width) / kAtomK + lane;
+    kernels.linear.quantize_row(input.rows.data + row * input.rows.stride + begin, end - begin, padded_end - begin, width,
+                                q.codes + block * q.k_padded + begin * width + 4 * lane, q.scales + group, q.sums + group);
+}
+
+void prepare_input(Team& team, const KernelTable& kernels, LinearInput& input) {
     // Whole rows when there are enough of them; few rows (a step) are cut along k instead.
-    const bool by_rows = stored >= 4 * team.size();
-    const Team::Range rows = by_rows ? team.slice(stored) : Team::Range{0, stored};
-    const Team::Range cut = by_rows ? Team::Range{0, groups} : team.slice(groups);
-    const int64_t k0 = cut.begin * kAtomK, k_padded = (cut.end - cut.begin) * kAtomK;
-    for (int64_t row = rows.begin; row < rows.end; row++) {
-        const int64_t block = row / kMaxKernelRows * kMaxKernelRows, lane = row - block;
-        const int width = interleave_width(q.m - block);
-        const int64_t k = row < q.m ? std::clamp<int64_t>(input.k - k0, 0, k_padded) : 0;
-        const float* x = k > 0 ? input.rows.data + row * input.rows.stride + k0 : nullptr;
-        const int64_t group = block * groups + cut.begin * width + lane;
-        kernels.linear.quantize_row(x, k, k_padded, width, q.codes + block * q.k_padded + k0 * width + 4 * lane,
-                                    q.scales + group, q.sums + group);
-    }
+    const int64_t m = input.rows.m;
+    const bool by_rows = m >= 4 * team.size();
+    const Team::Range rows = by_rows ? team.slice(m) : Team::Range{0, m};
+    const Team::Range columns = by_rows ? Team::Range{0, input.k} : team.slice(input.k, kAtomK);
+    if (columns.begin == columns.end) return;
+    for (int64_t row = rows.begin; row < rows.end; row++) quantize_columns(kernels, input, row, columns.begin, columns.end);
 }
 
 void linear(Team& team, const KernelTable& kernels, const PackedView& w, const float* bias, const LinearInput& x, float* y,

@@ -20,7 +20,7 @@ inline constexpr int kMaxKernelRows = 8;  // rows of one kernel call; linear.cpp
 //   sum[g] = sum of the 32 codes.
 // Rows are stored in blocks of kMaxKernelRows, interleaved so that one pointer walks through all rows of a kernel call:
 //   codes [block][k_padded/4][width][4] int8, scales and sums [block][k_padded/32][width] fp32 and int32,
-// where width is the block's row count rounded up to 1, 2, 4 or 8 (rows beyond are zero). Blocks are 64-byte aligned, and block b
+// where width is the block's row count rounded up to 1, 2, 4 or 8 (what the rows beyond hold does not matter). Blocks are 64-byte aligned, and block b
 // starts at row 8 * b of a matrix [m][k_padded], so a single row lies there as it is.
 struct QuantizedRows {
     int8_t* codes;

@@ -24,6 +24,10 @@ struct LinearInput {
 LinearInput linear_input(const float* x, int64_t x_stride, int64_t m, int64_t k, int64_t k_padded, Compute compute,
                          void* scratch);
 
+// Quantises columns [begin, end) of one row (no-op for fp32); begin is a multiple of 32, end too or k (then the padding is
+// written). Not collective: members may do disjoint parts in any order.
+void quantize_columns(const KernelTable& kernels, const LinearInput& input, int64_t row, int64_t begin, int64_t end);
+
 // Collective: quantises the rows (no-op for fp32). Ends without a barrier: callers put one before linear().
 void prepare_input(Team& team, const KernelTable& kernels, LinearInput& input);
 
