@@ -184,6 +184,5 @@ class Family:
                 f"the checkpoint has no tensor {missing[0]!r}"
                 + (f" and lacks {len(missing) - 1} more" if len(missing) > 1 else "")
                 + (f"; nearest: {', '.join(near)}" if near else "")
-                + f"; the folder is incomplete or not a {self.spec.family} model: download it again"
             )
         return tuple(found)
