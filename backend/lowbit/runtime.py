@@ -235,12 +235,16 @@ def _choose_device(asked: str, machine: Machine) -> Decision:
 def missing_for_xpu(index: int, machine: Machine) -> list[str]:
     """Returns what is missing to run on Intel GPU number `index`, in words. Imports torch where it is installed."""
     missing = []
-    if machine.system == "linux" and not machine.gpus:
-        missing.append("no Intel GPU found (/sys/class/drm lists none; in a container, pass /dev/dri through)")
-    unbound = [gpu.address for gpu in machine.gpus if gpu.driver is None]
-    if unbound:
-        missing.append(f"the Intel GPU at {', '.join(unbound)} has no kernel driver (i915 or xe)")
-    missing += _missing_in_torch(index)
+    in_torch = _missing_in_torch(index)
+    if (
+        in_torch
+    ):  # where PyTorch sees the GPU (also one that /sys does not show, as under WSL), the rest does not matter
+        if machine.system == "linux" and not machine.gpus:
+            missing.append("no Intel GPU found (/sys/class/drm lists none; in a container, pass /dev/dri through)")
+        unbound = [gpu.address for gpu in machine.gpus if gpu.driver is None]
+        if unbound:
+            missing.append(f"the Intel GPU at {', '.join(unbound)} has no kernel driver (i915 or xe)")
+    missing += in_torch
     if "xpu" not in RUNNABLE:
         missing.append("this version of lowbit executes on the CPU only, the GPU path is not in it yet")
     return missing

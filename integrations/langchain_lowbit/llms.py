@@ -12,17 +12,17 @@ from contextlib import aclosing, closing
 from dataclasses import asdict
 from typing import Any
 
-import lowbit
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LLM
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
+from pydantic import ConfigDict, Field, model_validator
+
+import lowbit
+from langchain_lowbit._arguments import log_ignored, split_fields, split_model_kwargs
 from lowbit import chat
 from lowbit.sampling import GenerationOptions, merge
 from lowbit.text import Completion, Delta
-from pydantic import ConfigDict, Field, model_validator
-
-from langchain_lowbit._arguments import log_ignored, split_fields, split_model_kwargs
 
 DEFAULT_MODEL_ID = "gpt2"
 
@@ -52,7 +52,7 @@ class IpexLLM(LLM):
     model_id: str = DEFAULT_MODEL_ID
     """Hub id or folder the model came from."""
     model_kwargs: dict[str, Any] | None = None
-    """Options for loading and generation, without `device` and `trust_remote_code`."""
+    """Options for loading and generation, without `device`, `trust_remote_code` and `token`."""
     model: Any = Field(default=None, exclude=True, repr=False)
     """The `lowbit.TextModel`; `llm.model.save_low_bit(path)` writes a complete low-bit folder."""
     tokenizer: Any = Field(default=None, exclude=True, repr=False)
@@ -122,7 +122,8 @@ class IpexLLM(LLM):
         GenerationOptions.resolve(generation)  # a bad value is told now, not after minutes of loading
         loading = {name: value for name, value in loading.items() if value is not None}
         model = lowbit.load(model_id, low_bit, **options, **loading)
-        kept = {k: v for k, v in (model_kwargs or {}).items() if k not in ("device", "trust_remote_code")}
+        # As upstream keeps them, less what decides nothing about answers; a hub token must not reach traces and caches.
+        kept = {k: v for k, v in (model_kwargs or {}).items() if k not in ("device", "trust_remote_code", "token")}
         return cls(model_id=model_id, model=model, tokenizer=model.tokenizer, model_kwargs=kept, **fields)
 
     @model_validator(mode="after")

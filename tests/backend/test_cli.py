@@ -5,8 +5,9 @@ import json
 import sys
 from types import SimpleNamespace
 
-import lowbit
 import pytest
+
+import lowbit
 from lowbit import checkpoint, cli, loading
 from lowbit.text import Delta
 

@@ -6,6 +6,7 @@ import types
 from pathlib import Path
 
 import pytest
+
 from lowbit import machine as machine_module
 from lowbit import ops, runtime
 from lowbit.machine import Cpus, Gpu, HugePages, Machine, Memory
@@ -193,8 +194,13 @@ def test_xpu_index_beyond_the_last(xpu_machine):
 
 
 def test_gpu_without_driver(xpu_machine):
+    xpu_machine.xpu.device_count = lambda: 0
     with pytest.raises(ValueError, match="no kernel driver"):
         Runtime(device="xpu").resolve(machine(gpus=[dataclasses.replace(ARC, driver=None)]), {})
+
+
+def test_a_gpu_that_only_pytorch_sees_is_enough(xpu_machine):
+    assert Runtime(device="xpu").resolve(machine(gpus=[]), {}).device == "xpu:0"
 
 
 def test_xpu_is_chosen_where_it_can_run(xpu_machine):

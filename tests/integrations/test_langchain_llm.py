@@ -200,6 +200,12 @@ def test_model_kwargs_are_split_and_not_changed(loads, fake):
     assert loads[1][2]["device"] == "cpu"
 
 
+def test_a_hub_token_reaches_the_hub_and_nothing_else(loads):
+    llm = IpexLLM.from_model_id("some/model", {"token": "hf_secret"})
+    assert loads[0][2] == {"token": "hf_secret"}
+    assert "hf_secret" not in repr(llm) + str(llm._identifying_params) + json.dumps(llm.metadata)
+
+
 def test_remote_code_is_never_trusted_unasked(loads):
     IpexLLM.from_model_id("some/model")
     IpexLLM.from_model_id_low_bit("some/folder")
