@@ -10,6 +10,7 @@ per second as a share of the multi-stream read bandwidth measured before and aft
 
 import argparse
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -19,13 +20,27 @@ from pathlib import Path
 
 import _common as common
 
+import lowbit
+from lowbit.loading import load_model
+from lowbit.packed import PackedTensor
+from lowbit.runtime import pool
+
+READ_BYTES = 512 << 20  # of the bandwidth reference: far more than any cache
+
+
+def weight_bytes_per_step(tensors: dict, tied_head: bool) -> int:
+    """Returns the packed bytes that one step reads: every matrix, of which an untied embedding gives one row only."""
+    packed = {name: tensor.data.nbytes for name, tensor in tensors.items() if isinstance(tensor, PackedTensor)}
+    return sum(size for name, size in packed.items() if tied_head or not name.startswith("embedding."))
+
+
 
 def measure(folder: str, prompt: int, steps: int, batch: int, threads: int | None, tier: str | None) -> dict:
     """Returns the figures of one low-bit folder, measured in this process."""
-    import lowbit
-
     start = time.perf_counter()
-    model = lowbit.load(folder, threads=threads, tier=tier)
+    runtime = lowbit.Runtime(threads=threads, tier=tier).resolve()
+    loaded = load_model(folder, runtime=runtime)
+    model = lowbit.TextModel(loaded, runtime)
     opened = time.perf_counter() - start
     ids = [(7919 * i) % (model.spec.vocab_size - 1000) + 500 for i in range(prompt)]
     options = {"temperature": 0, "ignore_eos": True}
@@ -46,13 +61,15 @@ def measure(folder: str, prompt: int, steps: int, batch: int, threads: int | Non
         return (long - short) / steps
 
     model.generate(ids[:8], max_new_tokens=4, **options)  # touches every weight once
-    weights = common.weight_bytes_per_step(model)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # before the bandwidth reference takes its share
+    weights = weight_bytes_per_step(loaded.tensors, model.spec.tied_head)
+    _, read = common.reader(pool(runtime.threads), common.buffer(READ_BYTES))
     # Prompts differ in their first token, so that no session is reused and each prefill is a real one.
-    bandwidth = [common.read_bandwidth(model.runtime)]
+    bandwidth = [read()]
     single = [step_seconds([[1000 + i, *ids[:31]]]) for i in range(5)]
-    bandwidth.append(common.read_bandwidth(model.runtime))
+    bandwidth.append(read())
     several = [step_seconds([[2000 + 16 * i + b, *ids[:31]] for b in range(batch)]) for i in range(3)]
-    bandwidth.append(common.read_bandwidth(model.runtime))
+    bandwidth.append(read())
     first = []
     for i in range(3):
         ids[0] = 3000 + i
@@ -67,9 +84,9 @@ def measure(folder: str, prompt: int, steps: int, batch: int, threads: int | Non
         "decode_tok_s": round(1 / step, 2),
         f"decode_b{batch}_tok_s": round(batch / statistics.median(several), 2),
         "weight_gb_s": round(weights / step / 1e9, 2),
-        "read_gb_s": round(reference / 1e9, 2),
-        "share_of_bandwidth": round(weights / step / reference, 3),
-        "peak_rss_mb": round(common.peak_rss() / 1e6, 1),
+        "read_gb_s": round(reference, 2),
+        "share_of_bandwidth": round(weights / step / 1e9 / reference, 3),
+        "peak_rss_mb": round(peak / 1e6, 1),
     }
 
 
@@ -83,13 +100,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--tier")
+    parser.add_argument("--json", help="file for the figures, - for standard output")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # measure this folder and print JSON
     args = parser.parse_args()
     if args.one:
         print(json.dumps(measure(args.one, args.prompt, args.steps, args.batch, args.threads, args.tier)))
         return
 
-    import lowbit
     from make_model import make_model
 
     rows = []
@@ -110,7 +127,7 @@ def main() -> None:
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
                 rows.append({"shape": shape, "format": name, **json.loads(done.stdout.splitlines()[-1])})
                 print(json.dumps(rows[-1]), flush=True)
-    common.report("decode", rows, threads=args.threads, tier=args.tier)
+    common.report("decode", rows, args.json, threads=args.threads, tier=args.tier)
 
 
 if __name__ == "__main__":
