@@ -58,6 +58,7 @@ def load_model(
     local_files_only: bool = False,
     tokenizer_id: str | os.PathLike | None = None,
     saved_only: bool = False,
+    verify: bool | None = None,
 ) -> LoadedModel:
     """Returns the model of a hub id, a local Hugging Face folder or a low-bit folder, weights packed and in memory.
 
@@ -67,7 +68,8 @@ def load_model(
     is a float; a tied head is one tensor with one format). runtime: whose threads quantise. trust_remote_code:
     accepted because callers pass it; no code of a checkpoint is ever run. A low-bit folder is opened as it was saved;
     arguments that ask for something else raise. tokenizer_id: hub id or folder to take the tokenizer from instead.
-    saved_only: accept a low-bit folder only, so that nothing is quantised by mistake.
+    saved_only: accept a low-bit folder only, so that nothing is quantised by mistake. verify: whether every byte of a
+    low-bit folder is checked (None: up to a size, see checkpoint.load).
 
     Raises FileNotFoundError, PermissionError or ValueError that name the file or tensor, the cause and the fix.
     """
@@ -78,7 +80,7 @@ def load_model(
     config = _read_config(location.folder)
     if checkpoint.is_low_bit(config):
         _refuse_other_formats(formats, config, location.folder)
-        saved = checkpoint.load(hub.fetch_weights(location, access).folder)
+        saved = checkpoint.load(hub.fetch_weights(location, access).folder, verify)
         return saved if tokenizer_files is None else replace(saved, tokenizer_files=tokenizer_files)
     refuse_foreign(location.folder, config)
     if saved_only:
@@ -202,9 +204,7 @@ def _located(family: Family, source: Source, folder: Path) -> tuple[Recipe, ...]
     try:
         return family.located(set(source.names))
     except ValueError as error:
-        raise ValueError(
-            f"{folder}: {error}; the folder is incomplete or its config.json belongs to another model: download again"
-        ) from None
+        raise ValueError(f"{folder}: {error}") from None
 
 
 def _check_shape(gathered: Gathered, spec: ModelSpec) -> None:

@@ -159,6 +159,16 @@ def test_asking_a_folder_for_what_it_is(folder):
     )
 
 
+def test_from_the_hub(fake_hub, folder, loaded):
+    for path in folder.iterdir():
+        shutil.copy(path, fake_hub.repository)
+    assert_same(loaded, loading.load_model("org/low-bit"))
+    asked = [patterns for _, patterns, _ in fake_hub.calls]
+    assert len(asked) == 2
+    assert "lowbit.json" in asked[0]
+    assert asked[1] == ["model.safetensors", "config.json"]
+
+
 # ---- saving onto something ----------------------------------------------------------------------------------------
 
 
@@ -176,6 +186,22 @@ def test_replaces_an_older_folder_and_keeps_other_peoples_files(tmp_path, folder
     assert (folder / "notes" / "a.txt").read_text() == "mine too"
     assert not stale.exists()
     checkpoint.verify(folder)
+    assert leftovers(tmp_path) == []
+
+
+def test_a_damaged_older_folder_is_replaced_and_no_file_of_others_lost(folder, loaded):
+    (folder / "README.md").write_text("mine")
+    (folder / "lowbit.json").write_text("{")
+    checkpoint.save(loaded, folder)
+    assert (folder / "README.md").read_text() == "mine"
+    checkpoint.verify(folder)
+
+
+def test_a_tokenizer_that_vanished_meanwhile(tmp_path, loaded):
+    loaded.tokenizer_files["tokenizer.json"].unlink()
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json is gone since the model was loaded"):
+        checkpoint.save(loaded, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
     assert leftovers(tmp_path) == []
 
 

@@ -187,6 +187,20 @@ def test_progress_is_shown_only_when_asked_for(tmp_path, family, capfd):
     assert "Loading: 100%" in capfd.readouterr().err
 
 
+def test_an_unknown_family_is_refused_before_its_weights_are_fetched(fake_hub):
+    write_llama(fake_hub.repository, model_type="perceiver")
+    with pytest.raises(ValueError, match="'perceiver' is not supported"):
+        loading.load_model("org/name")
+    assert len(fake_hub.calls) == 1
+
+
+def test_from_the_hub(fake_hub, family):
+    write_llama(fake_hub.repository, shards=2)
+    loaded = loading.load_model("org/name", revision="v1")
+    assert loaded.provenance == {"source": "org/name", "revision": "f" * 40}
+    assert loaded.tokenizer_files["tokenizer.json"].parent == fake_hub.cache
+
+
 # ---- gathering rows -----------------------------------------------------------------------------------------------
 
 

@@ -190,34 +190,6 @@ def test_absent_path_never_asks_the_hub(no_network):
         hub.locate("./absent/model")
 
 
-class FakeHub:
-    """Stands for `snapshot_download`: a repository in a folder, and what was asked for."""
-
-    def __init__(self, repository, cache):
-        self.repository, self.cache, self.calls = repository, cache / ("f" * 40), []
-
-    def __call__(self, repo_id, *, allow_patterns, **options):
-        from fnmatch import fnmatch
-        from shutil import copyfile
-
-        self.calls.append((repo_id, allow_patterns, options))
-        self.cache.mkdir(parents=True, exist_ok=True)
-        for file in self.repository.iterdir():
-            if any(fnmatch(file.name, pattern) for pattern in allow_patterns):
-                copyfile(file, self.cache / file.name)
-        return str(self.cache)
-
-
-@pytest.fixture
-def fake_hub(tmp_path, monkeypatch):
-    import huggingface_hub
-
-    (tmp_path / "repository").mkdir()
-    fake = FakeHub(tmp_path / "repository", tmp_path / "cache")
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fake)
-    return fake
-
-
 @pytest.mark.parametrize("shards", [1, 2])
 def test_weights_come_second_and_bin_never_beside_safetensors(fake_hub, shards):
     write_llama(fake_hub.repository, shards=shards)

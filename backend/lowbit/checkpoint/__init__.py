@@ -38,7 +38,7 @@ CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 VERIFY_BYTES = 1 << 30
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoadedModel:
     """A model in memory: its graph, its tensors by canonical name, and what belongs to it.
 
@@ -83,6 +83,8 @@ def save(loaded: LoadedModel, folder: str | Path) -> Path:
             _write(loaded, stage)
             put_in_place(stage, target, MANIFEST)
     except OSError as error:
+        if error.errno is None:
+            raise  # has its own words
         raise _explained(error, target, needed) from error
     logger.info("saved %s (%d MB)", target, needed >> 20)
     return target
@@ -151,6 +153,8 @@ def _write(loaded: LoadedModel, stage: Path) -> None:
         _write_json(stage / GENERATION_CONFIG, loaded.generation_config)
     for name, path in {**loaded.tokenizer_files, **loaded.notices}.items():
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is gone since the model was loaded; load it again and save then")
         shutil.copyfile(path, stage / name)
     files = {path.relative_to(stage).as_posix(): _file_facts(path) for path in _files(stage)}
     for path in _files(stage):

@@ -132,14 +132,20 @@ def _exchange(stage: Path, target: Path) -> bool:
 
 
 def _keep_foreign_files(old: Path, new: Path, manifest: str) -> None:
-    """Moves files of the replaced folder that are not in its manifest to the new one, which may not have them."""
-    if not (old / manifest).exists():
+    """Moves files of the replaced folder that are neither in its manifest nor in the new folder to the new one."""
+    if not old.exists():
         return  # there was no old folder
-    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):  # a damaged old manifest lists nothing
-        table = json.loads((old / manifest).read_bytes())
-        ours = {manifest, table["weights"]["file"], *table["files"]}
-        for path in sorted(old.rglob("*")):
-            goal = new / path.relative_to(old)
-            if path.is_file() and path.relative_to(old).as_posix() not in ours and not goal.exists():
-                goal.parent.mkdir(parents=True, exist_ok=True)
-                os.rename(path, goal)
+    ours = {manifest, *_listed(old / manifest)}
+    for path in sorted(old.rglob("*")):
+        goal = new / path.relative_to(old)
+        if path.is_file() and path.relative_to(old).as_posix() not in ours and not goal.exists():
+            goal.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(path, goal)
+
+
+def _listed(manifest: Path) -> set[str]:
+    """Returns the files a manifest lists; none when it is damaged, so that nothing is taken for ours by mistake."""
+    try:
+        return set(json.loads(manifest.read_bytes())["files"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return set()

@@ -148,7 +148,7 @@ class WeightsFile:
             chunk = view[i * self._chunk_bytes : (i + 1) * self._chunk_bytes]
             return f"{zlib.crc32(chunk):08x}" != self._checksums[i]
 
-        with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # crc32 releases the GIL
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # crc32 releases the GIL
             bad = [i for i, is_bad in zip(checked, pool.map(damaged, checked), strict=True) if is_bad]
         if bad:
             first, last = bad[0] * self._chunk_bytes, min((bad[-1] + 1) * self._chunk_bytes, self.bytes)
