@@ -204,7 +204,9 @@ def _located(family: Family, source: Source, folder: Path) -> tuple[Recipe, ...]
     try:
         return family.located(set(source.names))
     except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
+        raise ValueError(
+            f"{folder}: {error}; the folder is incomplete or its config.json belongs to another model: download again"
+        ) from None
 
 
 def _check_shape(gathered: Gathered, spec: ModelSpec) -> None:
