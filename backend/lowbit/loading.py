@@ -75,13 +75,15 @@ def load_model(
     """
     access = hub.Access(cache_dir, token, local_files_only, show_progress)
     formats = _Formats.choose(low_bit, group_size, modules_to_not_convert, head_format, embedding_format)
-    tokenizer_files = None if tokenizer_id is None else _tokenizer_files(tokenizer_id, access)
+    tokenizer_files, tokenizer_name = _tokenizer(tokenizer_id, access)
     location = hub.locate(id_or_path, revision, access)
     config = _read_config(location.folder)
     if checkpoint.is_low_bit(config):
         _refuse_other_formats(formats, config, location.folder)
         saved = checkpoint.load(hub.fetch_weights(location, access).folder, verify)
-        return saved if tokenizer_files is None else replace(saved, tokenizer_files=tokenizer_files)
+        if not tokenizer_files:
+            return saved
+        return replace(saved, tokenizer_files=tokenizer_files, provenance={**saved.provenance, **tokenizer_name})
     refuse_foreign(location.folder, config)
     if saved_only:
         raise ValueError(
@@ -97,14 +99,14 @@ def load_model(
     finally:
         source.close()
     generation = location.folder / GENERATION_CONFIG
-    name = location.model_id if location.revision else location.folder.name  # a path says nothing on another machine
+    name = _origin(location)
     return LoadedModel(
         spec=family.spec,
         tensors=tensors,
         config=config,
         generation_config=read_json(generation) if generation.exists() else {},
         tokenizer_files=tokenizer_files or _matching(location.folder, hub.TOKENIZER_FILES),
-        provenance={"source": name, "revision": location.revision},
+        provenance={"source": name, "revision": location.revision, **tokenizer_name},
         quantization=formats.to_dict(),
         notices=_matching(location.folder, hub.NOTICES),
     )
@@ -276,12 +278,19 @@ def _refuse_other_formats(formats: _Formats, config: dict[str, Any], folder: Pat
             )
 
 
-def _tokenizer_files(tokenizer_id: str | os.PathLike, access: hub.Access) -> dict[str, Path]:
-    folder = hub.locate(tokenizer_id, None, access).folder
-    files = _matching(folder, hub.TOKENIZER_FILES)
+def _tokenizer(tokenizer_id: str | os.PathLike | None, access: hub.Access) -> tuple[dict[str, Path], dict[str, str]]:
+    """Returns the files of another model's tokenizer and what provenance says of it; empty where none is asked for."""
+    if tokenizer_id is None:
+        return {}, {}
+    location = hub.locate(tokenizer_id, None, access)
+    files = _matching(location.folder, hub.TOKENIZER_FILES)
     if not files:
-        raise FileNotFoundError(f"no tokenizer in {folder}; leave tokenizer_id out to use the model's own")
-    return files
+        raise FileNotFoundError(f"no tokenizer in {location.folder}; leave tokenizer_id out to use the model's own")
+    return files, {"tokenizer": _origin(location)}
+
+
+def _origin(location: hub.Location) -> str:
+    return location.model_id if location.revision else location.folder.name  # a path says nothing on another machine
 
 
 def _matching(folder: Path, patterns: Sequence[str]) -> dict[str, Path]:

@@ -115,6 +115,11 @@ class TextModel:
         return dict(self._loaded.quantization)
 
     @property
+    def provenance(self) -> dict[str, Any]:
+        """Where weights and tokenizer came from: source, revision, and tokenizer where it is another model's."""
+        return dict(self._loaded.provenance)
+
+    @property
     def context(self) -> int:
         """Longest sequence in tokens, prompt and answer together."""
         return self.generator.engine.context

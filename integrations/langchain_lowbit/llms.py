@@ -22,7 +22,7 @@ import lowbit
 from langchain_lowbit._arguments import log_ignored, split_fields, split_model_kwargs
 from lowbit import chat
 from lowbit.sampling import GenerationOptions, merge
-from lowbit.text import Completion, Delta
+from lowbit.text import Completion, Delta, TextModel
 
 DEFAULT_MODEL_ID = "gpt2"
 
@@ -130,6 +130,8 @@ class IpexLLM(LLM):
     def _complete_from_model(self) -> IpexLLM:
         """`IpexLLM(model=...)` needs no second mention of what the model knows, and tells unknown options at once."""
         if self.model is not None:
+            if not isinstance(self.model, TextModel):
+                raise TypeError(f"model must be what lowbit.load returns, not a {type(self.model).__name__}")
             split_model_kwargs(self.model_kwargs)
             if self.tokenizer is None:
                 self.tokenizer = self.model.tokenizer
@@ -152,10 +154,11 @@ class IpexLLM(LLM):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        """What the answer depends on; also the key of LangChain's LLM cache, hence the format and the device."""
+        """What the answer depends on; also the key of LangChain's LLM cache, hence format, tokenizer and device."""
         known: dict[str, Any] = {"model_id": self.model_id, "model_kwargs": self.model_kwargs}
         if self.model is not None:
             known |= {
+                "tokenizer_id": self.model.provenance.get("tokenizer"),
                 "apply_chat_template": self.apply_chat_template,
                 "quantization": dict(self.model.quantization),
                 "device": self.model.device,

@@ -334,6 +334,7 @@ def test_tokenizer_of_another_model(tmp_path, family):
     assert loaded.tokenizer_files["tokenizer.json"] == tmp_path / "other" / "tokenizer.json"
     checkpoint.save(loaded, tmp_path / "saved")
     again = loading.load_model(tmp_path / "saved", saved_only=True)
+    assert again.provenance["tokenizer"] == "other"
     assert again.tokenizer_files["tokenizer.json"].read_text() == '{"other": 1}'
     named = loading.load_model(tmp_path / "saved", tokenizer_id=tmp_path / "m")
     assert named.tokenizer_files["tokenizer.json"].parent == tmp_path / "m"

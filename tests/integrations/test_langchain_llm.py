@@ -18,21 +18,27 @@ from langchain_core.prompts import PromptTemplate
 import lowbit
 from langchain_lowbit import BigdlLLM, IpexLLM
 from langchain_lowbit._arguments import split_model_kwargs
-from lowbit.text import Completion, Delta, TokenLogprob
+from lowbit.text import Completion, Delta, TextModel, TokenLogprob
 
 STORY = "Once upon a time there was a fox ."
 
 
-class FakeTextModel:
+class FakeTextModel(TextModel):
     """Answers every prompt with the words of a story, one word per step; keeps what it was asked."""
 
-    model_id, device = "fake/model", "cpu"
-    runtime = SimpleNamespace(compute="int8")
+    model_id = "fake/model"
+    runtime = SimpleNamespace(device="cpu", compute="int8")
     tokenizer = object()
 
-    def __init__(self, step_seconds=0.0, low_bit="sym_int4"):
-        self.step_seconds, self.quantization = step_seconds, {"format": low_bit, "group_size": 64}
+    def __init__(self, step_seconds=0.0, low_bit="sym_int4", tokenizer_id="fake/tokenizer"):
+        self._loaded = SimpleNamespace(
+            quantization={"format": low_bit, "group_size": 64}, provenance={"tokenizer": tokenizer_id}
+        )
+        self.step_seconds = step_seconds
         self.calls, self.steps, self.threads = [], 0, set()
+
+    def __repr__(self):
+        return "FakeTextModel()"
 
     def encode(self, text):
         return [ord(c) for c in text]
@@ -271,6 +277,11 @@ def test_a_failed_load_raises_its_cause(monkeypatch):
 def test_without_a_model_the_error_says_how_to_get_one():
     with pytest.raises(ValueError, match="from_model_id"):
         IpexLLM().invoke("x")
+
+
+def test_a_model_of_somebody_else_is_refused():
+    with pytest.raises(TypeError, match=r"lowbit\.load"):
+        IpexLLM(model=object())
 
 
 def test_around_a_loaded_model(fake):
@@ -562,14 +573,15 @@ def test_not_serialisable_like_upstream(llm):
     assert dumpd(llm)["type"] == "not_implemented"
 
 
-def test_cache_knows_the_format(fake):
+@pytest.mark.parametrize("difference", [{"low_bit": "nf4"}, {"tokenizer_id": "other/tokenizer"}])
+def test_cache_knows_format_and_tokenizer(fake, difference):
     cache = InMemoryCache()
-    other = FakeTextModel(low_bit="nf4")
+    other = FakeTextModel(**difference)
     IpexLLM(model=fake, cache=cache).invoke("x")
     IpexLLM(model=fake, cache=cache).invoke("x")
     assert len(fake.calls) == 1
     IpexLLM(model=other, cache=cache).invoke("x")
-    assert len(other.calls) == 1, "another format was answered from the cache"
+    assert len(other.calls) == 1, "another model was answered from the cache"
 
 
 def test_tracing_params(llm):
