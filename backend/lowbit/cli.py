@@ -192,24 +192,31 @@ def _encode(model: Any, prompt: str, arguments: Arguments) -> list[int]:
 
 
 def _stream(model: Any, ids: list[int], options: dict[str, Any]) -> int:
-    tokens, first, reason = 0, None, "cancelled"
+    counts: list[int] = []  # tokens per delta
+    first, reason = 0.0, "cancelled"
     start = time.perf_counter()
     try:
         with closing(model.stream(ids, **options)) as deltas:
             for delta in deltas:
                 first = first or time.perf_counter()
-                tokens += len(delta.token_ids)
+                counts.append(len(delta.token_ids))
                 reason = delta.finish_reason or reason
                 _out(delta.text)
     except KeyboardInterrupt:
         reason = "interrupted"
     end = time.perf_counter()
     _out("\n")
-    first = first or end
-    # The first delta carries the prompt's time, so the rate is that of the tokens after it.
-    rate = f"{(tokens - 1) / (end - first):.1f} tok/s" if tokens > 1 and end > first else "no rate"
-    _err(f"{tokens} tokens, {rate}, first after {first - start:.2f} s; prompt {len(ids)} tokens; ended by {reason}")
+    tokens, rate = sum(counts), _rate(counts, start, first or end, end)
+    _err(f"{tokens} tokens, {rate}, first after {(first or end) - start:.2f} s; prompt {len(ids)}; ended by {reason}")
     return 130 if reason == "interrupted" else 0
+
+
+def _rate(counts: list[int], start: float, first: float, end: float) -> str:
+    """The speed of steps. The first delta's time is the prompt's, so it is left out where enough tokens follow it."""
+    later = sum(counts[1:])
+    if later >= max(8, counts[0] if counts else 0):
+        return f"{later / (end - first):.1f} tok/s"
+    return f"{sum(counts) / (end - start):.1f} tok/s with the prompt"
 
 
 # ---- options ----

@@ -162,10 +162,23 @@ def test_run_streams_to_stdout_and_counts_on_stderr(model, capsys):
     assert out == "Hello wide world\n"
     assert "3 tokens" in err
     assert "tok/s" in err
-    assert "prompt 2 tokens" in err
+    assert "prompt 2;" in err
     assert "ended by length" in err
     assert model.loads == [("some/model", "sym_int4", {"show_progress": False})]
     assert model.asked == [([72, 105], {})], "what was not asked for is left to the model"
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ([1] * 21, "10.0 tok/s"),  # 20 in the 2 s after the first
+        ([15, 1], "4.0 tok/s with the prompt"),  # text held back until it was certain: 16 in all 4 s
+        ([1], "0.2 tok/s with the prompt"),
+        ([], "0.0 tok/s with the prompt"),
+    ],
+)
+def test_rate(counts, expected):
+    assert cli._rate(counts, 0.0, 2.0, 4.0) == expected
 
 
 def test_run_passes_options(model):
