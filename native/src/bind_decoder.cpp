@@ -11,14 +11,15 @@ using namespace lowbit;
 namespace {
 
 // The fields of the two structs in spec.h; a test holds them equal to spec.h and to models/_spec.py.
+// clang-format off
 #define ROPE_FIELDS(X) X(kind) X(dim) X(inv_freq) X(inv_freq_long) X(long_from) X(scale) X(scale_long)
-#define SPEC_FIELDS(X)                                                                                             \
-    X(family)                                                                                                      \
-    X(vocab_size) X(hidden_size) X(layers) X(heads) X(kv_heads) X(head_dim) X(ffn_size) X(context) X(norm)         \
-        X(norm_place) X(norm_eps) X(norm_weight_offset) X(final_norm) X(qk_norm) X(qk_norm_whole) X(residual)      \
-            X(residual_scale) X(embedding_scale) X(learned_position_offset) X(ropes) X(layer_rope) X(alibi_slopes) \
-                X(attention_scale) X(attention_softcap) X(layer_attention_scale) X(attention_logn_from)            \
-                    X(layer_window) X(clip_qkv) X(gated) X(activation) X(tied_head) X(logit_scale) X(logit_softcap)
+#define SPEC_FIELDS(X)                                                                                                  \
+    X(family) X(vocab_size) X(hidden_size) X(layers) X(heads) X(kv_heads) X(head_dim) X(ffn_size) X(context)            \
+    X(norm) X(norm_place) X(norm_eps) X(norm_weight_offset) X(final_norm) X(qk_norm) X(qk_norm_whole) X(residual)       \
+    X(residual_scale) X(embedding_scale) X(learned_position_offset) X(ropes) X(layer_rope) X(alibi_slopes)              \
+    X(attention_scale) X(attention_softcap) X(layer_attention_scale) X(attention_logn_from) X(layer_window) X(clip_qkv) \
+    X(gated) X(activation) X(tied_head) X(logit_scale) X(logit_softcap)
+// clang-format on
 
 // Names of enumerators by value; the same words in the same order as in models/_spec.py.
 template <class E>

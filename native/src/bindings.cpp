@@ -10,4 +10,5 @@ NB_MODULE(_native, m) {
     bind_decoder(m);
     bind_sampler(m);
     bind_bench(m);
+    bind_vector(m);
 }

@@ -57,7 +57,8 @@ struct LinearKernels {
 };
 
 // Element-wise and attention kernels on fp32 rows. n is any positive length; pointers need no alignment; NaN in gives NaN out.
-// Tiers differ from scalar in the order of sums and in e^x (relative error at most 3e-7 where e^x is normal).
+// Tiers differ from scalar in the order of sums and in e^x (relative error at most 3e-7 for -87.3 <= x <= 88.3; beyond, results
+// may already be the smallest normal number or infinity).
 struct VectorKernels {
     // y = x / sqrt(mean(x^2) + eps) * (weight + weight_offset); y may be x
     void (*rms_norm)(const float* x, const float* weight, float weight_offset, float eps, int64_t n, float* y);

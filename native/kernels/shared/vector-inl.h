@@ -6,7 +6,7 @@
 //   kKeyVectors, the vectors of keys or values that fit the registers beside kQueryRows rows of sums.
 
 // ---- e^x: 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2, and the Cephes polynomial for e^r; relative error 2e-7.
-// Below -87.3 the result stays at the smallest normal numbers instead of becoming subnormal, from 88.8 on it is infinite.
+// Below -87.3 the result stays at the smallest normal numbers instead of becoming subnormal, from 88.4 on it may be infinite.
 
 inline Floats exponential(Floats x) {
     x = lower(broadcast(88.8f), higher(broadcast(-87.3f), x));
