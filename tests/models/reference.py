@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+
 from lowbit.models import ModelSpec, Rope
 
 Weights = dict[str, np.ndarray]
@@ -23,7 +24,9 @@ ACTIVATIONS = {
 }
 
 
-def norm(kind: str, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | float, eps: float, offset: float) -> np.ndarray:
+def norm(
+    kind: str, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | float, eps: float, offset: float
+) -> np.ndarray:
     """Returns x normalised along its last axis."""
     if kind == "layer":
         x = x - x.mean(-1, keepdims=True)
@@ -45,13 +48,28 @@ def rotate(rope: Rope, x: np.ndarray, positions: np.ndarray, long_context: bool)
     return out
 
 
+def as_int8(x: np.ndarray) -> np.ndarray:
+    """Returns x as int8 compute sees it: symmetric int8 per 32 values of a row."""
+    rows, k = x.shape
+    blocks = np.zeros((rows, -(-k // 32) * 32))
+    blocks[:, :k] = x
+    blocks = blocks.reshape(rows, -1, 32)
+    scales = np.abs(blocks).max(-1, keepdims=True) / 127
+    codes = np.rint(np.divide(blocks, scales, out=np.zeros_like(blocks), where=scales > 0))
+    return (codes * scales).reshape(rows, -1)[:, :k]
+
+
 class Reference:
-    def __init__(self, spec: ModelSpec, weights: Weights, capacity: int | None = None) -> None:
+    """int8: inputs of linear layers are rounded as by int8 compute."""
+
+    def __init__(self, spec: ModelSpec, weights: Weights, capacity: int | None = None, int8: bool = False) -> None:
         self.spec = spec
+        self.int8 = int8
         self.weights = {name: np.asarray(w, np.float64) for name, w in weights.items()}
         self.capacity = capacity or spec.context
 
     def linear(self, name: str, x: np.ndarray) -> np.ndarray:
+        x = as_int8(x) if self.int8 else x
         return x @ self.weights[f"{name}.weight"].T + self.weights.get(f"{name}.bias", 0.0)
 
     def norm(self, name: str, x: np.ndarray) -> np.ndarray:
@@ -152,5 +170,6 @@ class Reference:
         if "head_in.weight" in w:
             x = self.linear("head_in", x)
         head = w["embedding.weight"] if s.tied_head else w["head.weight"]
+        x = as_int8(x) if self.int8 else x
         logits = (x @ head.T + w.get("head.bias", 0.0)) * s.logit_scale
         return s.logit_softcap * np.tanh(logits / s.logit_softcap) if s.logit_softcap else logits

@@ -1,4 +1,5 @@
-"""ModelSpec: both mirrors have the same fields, every knob does what the numpy reference says, bad specs are refused."""
+"""ModelSpec: both mirrors have the same fields, every knob does what the numpy reference says, bad specs are
+refused."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from lowbit import ops
 from lowbit.models import ModelSpec, Rope
 from models import tiny
@@ -36,7 +38,9 @@ NORM_BIASES = {f"layers.{i}.{n}_norm.bias": HIDDEN for i in (0, 1) for n in ("at
 HEAD_NORMS = {f"layers.{i}.{n}_norm.weight": HEAD for i in (0, 1) for n in "qk"}
 PER_HEAD = {f"layers.{i}.{n}_norm.weight": s for i in (0, 1) for n, s in (("q", ALL_HEADS), ("k", ALL_KV))}
 BIASES = {
-    f"layers.{i}.{n}.bias": (rows,) for i in (0, 1) for n, rows in (("qkv", 100), ("o", 40), ("gate_up", 128), ("down", 40))
+    f"layers.{i}.{n}.bias": (rows,)
+    for i in (0, 1)
+    for n, rows in (("qkv", 100), ("o", 40), ("gate_up", 128), ("down", 40))
 }
 
 # id -> (changes to BASE, optional tensors); the families that need it in the comments
@@ -195,7 +199,9 @@ def test_spec_survives_json():
 def test_bad_specs_name_what_is_wrong(changes, message):
     tensors = tiny.packed(build("nothing")[1])
     with pytest.raises(ValueError, match=message):
-        ops.decoder({**dataclasses.asdict(BASE), **{k: _plain(v) for k, v in changes.items()}}, tensors, "fp32", "scalar")
+        ops.decoder(
+            {**dataclasses.asdict(BASE), **{k: _plain(v) for k, v in changes.items()}}, tensors, "fp32", "scalar"
+        )
 
 
 def _plain(value):

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+
 from lowbit import ops
 from lowbit.models import Family, ModelSpec
 from lowbit.quantize import quantize
@@ -35,7 +36,9 @@ def from_checkpoint(family: Family, weights: dict[str, np.ndarray]) -> dict[str,
     return canonical
 
 
-def random_weights(spec: ModelSpec, extra: dict[str, tuple[int, ...]] | None = None, seed: int = 0) -> dict[str, np.ndarray]:
+def random_weights(
+    spec: ModelSpec, extra: dict[str, tuple[int, ...]] | None = None, seed: int = 0
+) -> dict[str, np.ndarray]:
     """Returns float32 weights for every tensor the spec needs; `extra` names optional ones with their shapes."""
     random = np.random.default_rng(seed)
     hidden, q = spec.hidden_size, spec.heads * spec.head_dim

@@ -1,9 +1,11 @@
-"""Element-wise and attention kernels: scalar against numpy, every other tier against scalar; operands end at a guard page."""
+"""Element-wise and attention kernels: scalar against numpy, every other tier against scalar; operands end at a guard
+page."""
 
 import math
 
 import numpy as np
 import pytest
+
 from guarded import guarded
 from lowbit import _native as n
 
@@ -109,7 +111,24 @@ def test_exp_over_its_whole_range(tier):
 @sizes
 @pytest.mark.parametrize("kind", ["fp16", "bf16"])
 def test_to_half(tier, size, kind):
-    special = [0, -0.0, 65504, 65519.99, 65520, 1e6, -1e9, 6e-8, 2.9e-8, 3e-8, 6.1e-5, 5.9e-5, 1e-30, np.inf, -np.inf, np.nan]
+    special = [
+        0,
+        -0.0,
+        65504,
+        65519.99,
+        65520,
+        1e6,
+        -1e9,
+        6e-8,
+        2.9e-8,
+        3e-8,
+        6.1e-5,
+        5.9e-5,
+        1e-30,
+        np.inf,
+        -np.inf,
+        np.nan,
+    ]
     ties = [1 + 2**-11, 1 + 3 * 2**-11, 1 + 2**-8, 1 + 3 * 2**-8, 2**-24 * 1.5, 2**-24 * 2.5, 3.3895e38, 3.4e38]
     x = np.concatenate([floats(size, spread=100), special, ties]).astype(np.float32)
     x = guarded(np.concatenate([x[size:], x[:size]]))
@@ -176,18 +195,24 @@ def block_of(kind: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @tiers
 @pytest.mark.parametrize("kind", DTYPES)
-@pytest.mark.parametrize(("rows", "count", "dim"), [(1, 1, 1), (2, 64, 64), (3, 17, 80), (4, 33, 10), (7, 63, 96), (9, 5, 33)])
+@pytest.mark.parametrize(
+    ("rows", "count", "dim"), [(1, 1, 1), (2, 64, 64), (3, 17, 80), (4, 33, 10), (7, 63, 96), (9, 5, 33)]
+)
 def test_attention_scores(tier, kind, rows, count, dim):
     data, keys = block_of(kind, floats(dim, BLOCK))
     q, scores = guarded(floats(rows, dim, seed=1)), guarded(np.zeros((rows, BLOCK), np.float32))
-    n.vector_attention(TIERS[tier], False, q.reshape(-1), rows, guarded(data), DTYPES[kind], count, dim, scores.reshape(-1))
+    n.vector_attention(
+        TIERS[tier], False, q.reshape(-1), rows, guarded(data), DTYPES[kind], count, dim, scores.reshape(-1)
+    )
     exact = q.astype(np.float64) @ keys
     np.testing.assert_allclose(scores[:, :count], exact[:, :count], atol=1e-5 * math.sqrt(dim))
 
 
 @tiers
 @pytest.mark.parametrize("kind", DTYPES)
-@pytest.mark.parametrize(("rows", "count", "dim"), [(1, 1, 16), (2, 64, 64), (3, 17, 80), (4, 33, 16), (7, 63, 96), (9, 5, 48)])
+@pytest.mark.parametrize(
+    ("rows", "count", "dim"), [(1, 1, 16), (2, 64, 64), (3, 17, 80), (4, 33, 16), (7, 63, 96), (9, 5, 48)]
+)
 def test_attention_values(tier, kind, rows, count, dim):
     data, values = block_of(kind, floats(BLOCK, dim))
     weights, out = guarded(np.abs(floats(rows, BLOCK, seed=1))), guarded(floats(rows, dim, seed=2))

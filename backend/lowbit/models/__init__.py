@@ -1,4 +1,5 @@
-"""Model families: which graph a config describes and where its weights stand. One file per `model_type`, found by its name.
+"""Model families: which graph a config describes and where its weights stand. One file per `model_type`, found by its
+name.
 
 Owns the look-up and the error for families without a file. Refuses weights, files and torch.
 """
@@ -27,11 +28,13 @@ def family(config: dict[str, Any]) -> Family:
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
-        raise ValueError("the config has no model_type, so its family is unknown; is this the config.json of a language model?")
+        raise ValueError(
+            "the config has no model_type, so its family is unknown; is this the config.json of a language model?"
+        )
     if model_type not in families():
         raise ValueError(
             f"model family {model_type!r} is not supported yet; supported are {', '.join(families())}. "
-            "Add a file for it (see 'a model family' in CONTRIBUTING.md), ask for it in an issue, or quantise the torch "
-            "model with optimize_model"
+            "Add a file for it (see 'a model family' in CONTRIBUTING.md), ask for it in an issue, or quantise the "
+            "torch model with optimize_model"
         )
     return importlib.import_module(f"{__name__}.{model_type}").family(config)

@@ -1,7 +1,7 @@
 """What family files share: reading a config strictly, rotary tables, and the recipes of Llama-shaped layers.
 
-A setting that a family file neither reads nor knows to be harmless must not pass silently: family files state with `only`
-which values of such settings their graph covers.
+A setting that a family file neither reads nor knows to be harmless must not pass silently: family files state with
+`only` which values of such settings their graph covers.
 """
 
 from __future__ import annotations
@@ -54,12 +54,15 @@ class Config:
         """Returns the canonical name of an activation setting."""
         value = self.get(name, default)
         if value not in _ACTIVATIONS:
-            raise ValueError(f"{self.family} with {name}={value!r} is not supported; known are {', '.join(_ACTIVATIONS)}")
+            raise ValueError(
+                f"{self.family} with {name}={value!r} is not supported; known are {', '.join(_ACTIVATIONS)}"
+            )
         return _ACTIVATIONS[value]
 
 
 def windows(config: Config, layers: int) -> tuple[int, ...]:
-    """Returns the attention window of each layer of a Qwen-style config (use_sliding_window, layer_types or max_window_layers)."""
+    """Returns the attention window of each layer of a Qwen-style config (use_sliding_window, layer_types or
+    max_window_layers)."""
     window = config.get("sliding_window", 0) if config.get("use_sliding_window", False) else 0
     if not window:
         return ()
@@ -67,7 +70,9 @@ def windows(config: Config, layers: int) -> tuple[int, ...]:
     types = config.get("layer_types", ["sliding_attention" if i >= first else "full_attention" for i in range(layers)])
     unknown = sorted(set(types) - {"full_attention", "sliding_attention"})
     if unknown or len(types) != layers:
-        raise ValueError(f"{config.family} with layer_types {unknown or len(types)} for {layers} layers is not supported")
+        raise ValueError(
+            f"{config.family} with layer_types {unknown or len(types)} for {layers} layers is not supported"
+        )
     return tuple(window if kind == "sliding_attention" else 0 for kind in types)
 
 
@@ -107,10 +112,11 @@ def llama_like(
     layer_window: tuple[int, ...] = (),
     layer_recipes: Callable[[int], list[Recipe]] = lambda i: [],
 ) -> Family:
-    """Returns a family with Llama's graph: RMS norms before attention and a gated MLP, rotary positions, grouped queries.
+    """Returns a family with Llama's graph: RMS norms before attention and a gated MLP, rotary positions, grouped
+    queries.
 
-    head_dim, kv_heads, norm_eps and tied are what the family assumes where the config says nothing; fused: the checkpoint
-    stores qkv_proj and gate_up_proj; layer_recipes: further tensors of layer i.
+    head_dim, kv_heads, norm_eps and tied are what the family assumes where the config says nothing; fused: the
+    checkpoint stores qkv_proj and gate_up_proj; layer_recipes: further tensors of layer i.
     """
     hidden, layers, heads = (config.get(n) for n in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
     head_dim = config.get("head_dim", head_dim or hidden // heads)

@@ -1,8 +1,8 @@
 """Rotary tables from configs, in the spellings of transformers 4 (rope_theta, rope_scaling) and 5 (rope_parameters).
 
 Frequencies are computed in double precision. Formulas: RoPE (Su et al. 2021, arXiv 2104.09864), position interpolation
-(Chen et al. 2023, 2306.15595), NTK-aware scaling (bloc97 and emozilla, 2023), YaRN (Peng et al. 2023, 2309.00071), LongRoPE
-(Ding et al. 2024, 2402.13753), Llama 3.1's smooth interpolation.
+(Chen et al. 2023, 2306.15595), NTK-aware scaling (bloc97 and emozilla, 2023), YaRN (Peng et al. 2023, 2309.00071),
+LongRoPE (Ding et al. 2024, 2402.13753), Llama 3.1's smooth interpolation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ def rope(config: _Settings, head_dim: int, *, kind: str = "half", default_theta:
     settings = _settings(config, default_theta)
     name = settings["rope_type"]
     if name not in _TYPES:
-        raise ValueError(f"{config['model_type']} with rope type {name!r} is not supported; known are {', '.join(_TYPES)}")
+        raise ValueError(
+            f"{config['model_type']} with rope type {name!r} is not supported; known are {', '.join(_TYPES)}"
+        )
     dim = int(head_dim * settings.get("partial_rotary_factor", 1.0))
     try:
         return _TYPES[name](settings, kind, dim)

@@ -1,11 +1,11 @@
 """ModelSpec: what differs between decoder families, as plain data.
 
-Owns the knobs the native decoder knows (native/include/lowbit/spec.h mirrors it) and the canonical weight names. Refuses
-code: a family is never a subclass. Standard library only.
+Owns the knobs the native decoder knows (native/include/lowbit/spec.h mirrors it) and the canonical weight names.
+Refuses code: a family is never a subclass. Standard library only.
 
-Designed with these families in view: Llama 1/2/3, CodeLlama, Vicuna, Mistral, Qwen 1/2/2.5/3, Phi-3, Gemma 1/2/3, GPT-2, OPT,
-GPT-J, GPT-NeoX and Dolly, MPT, Falcon (both), BLOOM, StarCoder 1/2, ChatGLM 2/3, GLM-4, Baichuan 1/2, InternLM 1/2, StableLM,
-Cohere.
+Designed with these families in view: Llama 1/2/3, CodeLlama, Vicuna, Mistral, Qwen 1/2/2.5/3, Phi-3, Gemma 1/2/3,
+GPT-2, OPT, GPT-J, GPT-NeoX and Dolly, MPT, Falcon (both), BLOOM, StarCoder 1/2, ChatGLM 2/3, GLM-4, Baichuan 1/2,
+InternLM 1/2, StableLM, Cohere.
 
 Canonical weight names (matrices are [out_features, in_features]; a bias beside `x.weight` is `x.bias`; i = layer):
 
@@ -14,14 +14,15 @@ Canonical weight names (matrices are [out_features, in_features]; a bias beside 
     embedding_norm.weight/.bias                              norm right after the embedding (BLOOM)
     embedding_in.weight, head_in.weight                      projections between word and hidden size (OPT-350m)
     layers.i.attention_norm.weight/.bias
-    layers.i.qkv.weight/.bias       [(heads + 2 kv_heads) * head_dim, hidden]   rows: all q heads, all k heads, all v heads
+    layers.i.qkv.weight/.bias       [(heads + 2 kv_heads) * head_dim, hidden]   all q heads, all k heads, all v heads
     layers.i.q_norm.weight, layers.i.k_norm.weight           norms of q and k (Qwen3, Gemma 3): [head_dim] shared by the
                                                              heads, or [heads * head_dim] (Cohere, StableLM, MPT)
     layers.i.o.weight/.bias         [hidden, heads * head_dim]
     layers.i.attention_post_norm.weight/.bias                sandwich norms (Gemma 2/3, GLM-4)
     layers.i.ffn_norm.weight/.bias
-    layers.i.gate_up.weight/.bias   [2 * ffn_rows, hidden]   gated MLP: 16-row panels of gate and up alternate (gate 0-15, up 0-15,
-                                                             gate 16-31, ...), ffn_rows = ffn_size rounded up to 16
+    layers.i.gate_up.weight/.bias   [2 * ffn_rows, hidden]   gated MLP: 16-row panels of gate and up alternate
+                                                             (gate 0-15, up 0-15, gate 16-31, ...), ffn_rows =
+                                                             ffn_size rounded up to 16
     layers.i.up.weight/.bias        [ffn, hidden]            plain MLP
     layers.i.down.weight/.bias      [hidden, ffn]
     layers.i.ffn_post_norm.weight/.bias
@@ -109,7 +110,9 @@ class ModelSpec:
         known = cls.__dataclass_fields__
         unknown = sorted(set(data) - set(known))
         if unknown:
-            raise ValueError(f"unknown ModelSpec fields {unknown}: this folder was written by a newer lowbit; upgrade lowbit")
+            raise ValueError(
+                f"unknown ModelSpec fields {unknown}: this folder was written by a newer lowbit; upgrade lowbit"
+            )
         values = dict(data)
         values["ropes"] = tuple(
             Rope(**{**r, "inv_freq": tuple(r["inv_freq"]), "inv_freq_long": tuple(r.get("inv_freq_long", ()))})
@@ -140,9 +143,9 @@ class Part:
 class Recipe:
     """How a canonical tensor is made of source tensors: parts concatenated along rows.
 
-    kind: "matrix" (quantised), "embedding" (format of embeddings), "head" (format of the head) or "vector" (kept fp32).
-    interleave: 16-row panels of the two halves of the result alternate (gate_up); each half is padded with zero rows to 16.
-    optional: absent sources mean an absent tensor, not an error.
+    kind: "matrix" (quantised), "embedding" (format of embeddings), "head" (format of the head) or "vector" (kept
+    fp32). interleave: 16-row panels of the two halves of the result alternate (gate_up); each half is padded with zero
+    rows to 16. optional: absent sources mean an absent tensor, not an error.
     """
 
     name: str
@@ -156,8 +159,8 @@ class Recipe:
 class Family:
     """What a family file returns for a config: the graph and where its weights come from.
 
-    Checkpoints of one family differ in whether tensor names begin with the name of the base model: a source named `x` is
-    the first of `prefix + x` that is there, over `prefixes`.
+    Checkpoints of one family differ in whether tensor names begin with the name of the base model: a source named `x`
+    is the first of `prefix + x` that is there, over `prefixes`.
     """
 
     spec: ModelSpec
@@ -172,12 +175,21 @@ class Family:
         found: list[Recipe] = []
         missing: list[str] = []
         for recipe in self.recipes:
-            spelled = [next((p + part.source for p in self.prefixes if p + part.source in names), None) for part in recipe.parts]
+            spelled = [
+                next((p + part.source for p in self.prefixes if p + part.source in names), None)
+                for part in recipe.parts
+            ]
             if all(spelled):
-                parts = tuple(replace(part, source=name) for part, name in zip(recipe.parts, spelled) if name)
+                parts = tuple(
+                    replace(part, source=name) for part, name in zip(recipe.parts, spelled, strict=True) if name
+                )
                 found.append(replace(recipe, parts=parts))
             elif not recipe.optional:
-                missing += [self.prefixes[0] + part.source for part, name in zip(recipe.parts, spelled) if name is None]
+                missing += [
+                    self.prefixes[0] + part.source
+                    for part, name in zip(recipe.parts, spelled, strict=True)
+                    if name is None
+                ]
         if missing:
             near = difflib.get_close_matches(missing[0], names, n=2, cutoff=0.5)
             raise ValueError(

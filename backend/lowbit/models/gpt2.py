@@ -1,4 +1,5 @@
-"""GPT-2: layer norms, learned positions, biases everywhere, a plain MLP; matrices are stored [in_features, out_features]."""
+"""GPT-2: layer norms, learned positions, biases everywhere, a plain MLP; matrices are stored [in_features,
+out_features]."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ def family(config: dict[str, Any]) -> Family:
         norm="layer",
         norm_eps=c.get("layer_norm_epsilon", 1e-5),
         attention_scale=head_dim**-0.5 if c.get("scale_attn_weights", True) else 1.0,
-        layer_attention_scale=tuple(1 / (i + 1) for i in range(layers)) if c.get("scale_attn_by_inverse_layer_idx", False) else (),
+        layer_attention_scale=tuple(1 / (i + 1) for i in range(layers))
+        if c.get("scale_attn_by_inverse_layer_idx", False)
+        else (),
         gated=False,
         activation=c.activation("activation_function", "gelu_new"),
         tied_head=tied,

@@ -1,5 +1,5 @@
-"""OPT, Galactica: layer norms, learned positions that start at 2, a plain MLP. The 350M model has its norms after the blocks
-and words of another width than the hidden state."""
+"""OPT, Galactica: layer norms, learned positions that start at 2, a plain MLP. The 350M model has its norms after the
+blocks and words of another width than the hidden state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Phi-3 and Phi-4 (text): Llama's graph with fused projections, a window over all layers, and two sets of rope frequencies.
+"""Phi-3 and Phi-4 (text): Llama's graph with fused projections, a window over all layers, and two sets of rope
+frequencies.
 
 Which set is used depends on the context a session reserves, not on how long it has become: keys are rotated once.
 """

@@ -1,4 +1,5 @@
-"""Qwen 1.5, 2 and 2.5: Llama's graph with biases on q, k and v, and a window over the upper layers where it is switched on."""
+"""Qwen 1.5, 2 and 2.5: Llama's graph with biases on q, k and v, and a window over the upper layers where it is
+switched on."""
 
 from __future__ import annotations
 

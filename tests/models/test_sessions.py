@@ -1,0 +1,271 @@
+"""Sessions over one decoder: batches, chunks, truncation, threads, bad calls, NaN, cache types. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from lowbit import ops
+from lowbit.models import ModelSpec, Rope
+from models import tiny
+from models.reference import Reference
+
+TIERS = [t for t in ops.tiers() if t != "amx"]
+SPEC = ModelSpec(
+    family="tiny", vocab_size=67, hidden_size=64, layers=2, heads=6, kv_heads=2, head_dim=32, ffn_size=72, context=2048,
+    ropes=(Rope("half", 32, tuple(1000 ** (-i / 16) for i in range(16))),), layer_rope=(0, 0), layer_window=(0, 40),
+)  # fmt: skip
+WEIGHTS = tiny.random_weights(SPEC)
+POOL = ops.pool(2)
+
+
+def tokens(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, SPEC.vocab_size, count, dtype=np.int32)
+
+
+@pytest.fixture(scope="module", params=TIERS)
+def model(request):
+    return tiny.decoder(SPEC, tiny.packed(WEIGHTS), request.param)
+
+
+def assert_close(ours: np.ndarray, exact: np.ndarray, tolerance: float = 1e-4) -> None:
+    assert ours.shape == exact.shape
+    assert np.abs(ours - exact).max() <= tolerance * (exact.max() - exact.min())
+
+
+def dequantised(tensors: dict, int8: bool = False) -> Reference:
+    return Reference(
+        SPEC, {n: t if isinstance(t, np.ndarray) else t.dequantize() for n, t in tensors.items()}, int8=int8
+    )
+
+
+def rms(x: np.ndarray) -> float:
+    return float(np.sqrt((x * x).mean()))
+
+
+def test_parts_of_one_call_do_not_see_each_other(model):
+    """Any mix of prompts and steps gives each session what it would get alone."""
+    alone = [Reference(SPEC, WEIGHTS).logits(tokens(n, n).tolist()) for n in (3, 40, 1, 90)]
+    sessions = [tiny.cache(SPEC) for _ in alone]
+    first = [(s, tokens(len(a), len(a))[: (len(a) + 1) // 2], True) for s, a in zip(sessions, alone, strict=True)]
+    got = ops.forward(model, first, POOL)
+    assert_close(got, np.concatenate([a[: (len(a) + 1) // 2] for a in alone]))
+    rest = [
+        (s, tokens(len(a), len(a))[s.length :], i == 3)
+        for i, (s, a) in enumerate(zip(sessions, alone, strict=True))
+        if len(a) > 1
+    ]
+    got = ops.forward(model, rest, POOL)
+    assert_close(got, np.concatenate([alone[0][-1:], alone[1][-1:], alone[3][45:]]))
+
+
+def test_long_prompts_pass_in_chunks(model):
+    """More rows than a chunk holds, in one part and over several, equal the same rows in small pieces."""
+    ids, short = tokens(1300), tokens(250, 1)
+    a, b = tiny.cache(SPEC, 1300), tiny.cache(SPEC, 300)
+    both = ops.forward(model, [(b, short, True), (a, ids, True)], POOL)
+    pieces = tiny.cache(SPEC, 1300)
+    small = [ops.forward(model, [(pieces, ids[i : i + 100], True)], POOL) for i in range(0, 1300, 100)]
+    assert_close(both[250:], np.concatenate(small), 1e-5)
+    last = ops.forward(model, [(tiny.cache(SPEC, 1300), ids, False)], POOL)
+    assert_close(last, both[-1:], 1e-5)
+    exact = Reference(SPEC, WEIGHTS).logits(ids[:600].tolist())
+    assert_close(both[250:850], exact)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 13, 63, 64, 65, 99])
+def test_truncate_and_continue(model, cut):
+    session = tiny.cache(SPEC, 200)
+    tiny.run(model, session, tokens(100, 5))
+    session.truncate(cut)
+    assert session.length == cut
+    continued = tiny.run(model, session, tokens(30, 6))
+    fresh = tiny.run(model, tiny.cache(SPEC, 200), np.concatenate([tokens(100, 5)[:cut], tokens(30, 6)]))
+    assert_close(continued, fresh[cut:], 1e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_thread_counts_agree(model, threads):
+    whole = ops.forward(model, [(tiny.cache(SPEC), tokens(80), True)], ops.pool(threads))
+    assert_close(whole, Reference(SPEC, WEIGHTS).logits(tokens(80).tolist()))
+    session = tiny.cache(SPEC)
+    steps = [ops.forward(model, [(session, tokens(80)[i : i + 1], False)], ops.pool(threads)) for i in range(80)]
+    assert_close(np.concatenate(steps), whole, 1e-5)
+
+
+def test_many_threads_share_a_decoder(model):
+    """Sessions driven from several Python threads at once, on different pools, stay apart."""
+
+    def drive(seed: int) -> np.ndarray:
+        session, pool = tiny.cache(SPEC), ops.pool(1 + seed % 3)
+        out = [ops.forward(model, [(session, tokens(20, seed), True)], pool)]
+        out += [ops.forward(model, [(session, tokens(60, seed)[i : i + 1], True)], pool) for i in range(20, 60)]
+        return np.concatenate(out)
+
+    with ThreadPoolExecutor(6) as executor:
+        results = list(executor.map(drive, range(12)))
+    for seed, result in enumerate(results):
+        assert_close(result, Reference(SPEC, WEIGHTS).logits(tokens(60, seed).tolist()))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-4), ("fp16", 2e-3), ("bf16", 2e-2)])
+def test_cache_types(model, dtype, tolerance):
+    exact = Reference(SPEC, WEIGHTS).logits(tokens(80).tolist())
+    session = tiny.cache(SPEC, 80, dtype)
+    got = np.concatenate([tiny.run(model, session, tokens(80)[a:b]) for a, b in ((0, 70), (70, 71), (71, 80))])
+    assert_close(got, exact, tolerance)
+    if dtype != "fp32":
+        assert np.abs(got - exact).max() > 1e-6  # it is really stored in 16 bits
+
+
+@pytest.mark.parametrize("low_bit", ["sym_int4", "nf4", "asym_int4", "sym_int8", "fp8_e4m3", "bf16"])
+@pytest.mark.parametrize("group_size", [32, 64, 0])
+def test_formats(low_bit, group_size):
+    tensors = tiny.packed(WEIGHTS, low_bit, None if low_bit == "bf16" else group_size)
+    exact = dequantised(tensors).logits(tokens(20).tolist())
+    assert_close(tiny.run(tiny.decoder(SPEC, tensors, TIERS[-1]), tiny.cache(SPEC), tokens(20)), exact)
+
+
+@pytest.mark.parametrize("low_bit", ["sym_int3", "sym_int4", "asym_int4", "sym_int5", "sym_int8"])
+@pytest.mark.parametrize("group_size", [32, 64, 0])
+def test_int8_compute(low_bit, group_size):
+    """The only difference to fp32 is the rounding of inputs, which the reference does too.
+
+    A value on a rounding tie may fall either way and moves what follows; rows without one are equal.
+    """
+    tensors = tiny.packed(WEIGHTS, low_bit, group_size)
+    rounded, plain = (dequantised(tensors, int8).logits(tokens(20).tolist()) for int8 in (True, False))
+    for tier in TIERS:
+        got = tiny.run(tiny.decoder(SPEC, tensors, tier, "int8"), tiny.cache(SPEC), tokens(20))
+        assert np.abs(got - rounded).max(axis=1).min() <= 1e-5 * (rounded.max() - rounded.min())
+        assert rms(got - rounded) <= 0.5 * rms(got - plain)
+
+
+def test_mixed_formats_share_inputs():
+    """Matrices that read the same rows may differ in group size and compute type (modules_to_not_convert)."""
+    tensors = tiny.packed(WEIGHTS, "sym_int4", 64)
+    tensors |= {n: t for n, t in tiny.packed(WEIGHTS, "sym_int8", 128).items() if "qkv" in n or "down" in n}
+    tensors |= {n: t for n, t in tiny.packed(WEIGHTS, "fp16").items() if ".0.gate_up" in n or n == "head.weight"}
+    exact = dequantised(tensors).logits(tokens(20).tolist())
+    for tier in TIERS:
+        for compute, tolerance in (("fp32", 1e-4), ("int8", 0.1)):
+            got = tiny.run(tiny.decoder(SPEC, tensors, tier, compute), tiny.cache(SPEC), tokens(20))
+            assert rms(got - exact) <= tolerance * rms(exact)
+
+
+def test_int8_steps_equal_int8_prefill(model):
+    """Activations are quantised per row, so how rows are batched does not change them."""
+    quantised = tiny.decoder(SPEC, tiny.packed(WEIGHTS, "sym_int4"), TIERS[-1], "int8")
+    whole = tiny.run(quantised, tiny.cache(SPEC), tokens(60))
+    session = tiny.cache(SPEC)
+    steps = np.concatenate([tiny.run(quantised, session, tokens(60)[i : i + 1]) for i in range(60)])
+    assert_close(steps, whole, 1e-3)
+
+
+BAD = {
+    "token-too-large": (lambda s: [(s[0], np.array([1, 67], np.int32), True)], "67 is outside"),
+    "token-negative": (lambda s: [(s[0], np.array([-1], np.int32), True)], "-1 is outside"),
+    "no-tokens": (lambda s: [(s[0], np.array([], np.int32), True)], "no tokens"),
+    "no-room": (lambda s: [(s[1], tokens(5), True)], "5 tokens after 10 make 15.* 12"),
+    "second-part-bad": (lambda s: [(s[0], tokens(5), True), (s[1], tokens(5), True)], "context is 12"),
+    "twice": (lambda s: [(s[0], tokens(1), True), (s[0], tokens(1), True)], "two parts"),
+    "other-shape": (lambda s: [(ops.kv_cache(2, 2, 16, 8), tokens(1), True)], "does not fit"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_calls_change_nothing(model, case):
+    make, message = BAD[case]
+    sessions = [tiny.cache(SPEC, 64), tiny.cache(SPEC, 12)]
+    for session in sessions:
+        tiny.run(model, session, tokens(10))
+    with pytest.raises(ValueError, match=message):
+        ops.forward(model, make(sessions), POOL)
+    assert [s.length for s in sessions] == [10, 10]
+    after = tiny.run(model, sessions[0], tokens(20)[10:])
+    assert_close(after, tiny.run(model, tiny.cache(SPEC), tokens(20))[10:], 1e-5)
+
+
+def test_learned_positions_run_out():
+    spec = dataclasses.replace(SPEC, ropes=(), layer_rope=(), learned_position_offset=2)
+    tensors = tiny.packed(tiny.random_weights(spec, {"position_embedding.weight": (12, 64)}))
+    model = tiny.decoder(spec, tensors)
+    tiny.run(model, tiny.cache(spec), tokens(10))
+    with pytest.raises(ValueError, match="learned positions are 10"):
+        tiny.run(model, tiny.cache(spec), tokens(11))
+
+
+def test_no_parts_no_logits(model):
+    assert ops.forward(model, [], POOL).shape == (0, SPEC.vocab_size)
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize(
+    "where", ["layers.0.attention_norm.weight", "layers.1.qkv.weight", "embedding.weight", "head.weight"]
+)
+@pytest.mark.parametrize("compute", ["fp32", "int8"])
+def test_weights_that_are_not_numbers_do_not_crash(poison, where, compute):
+    """NaN reaches the logits of its session; the process, other sessions and later calls are as before."""
+    for tier in TIERS:
+        tensors = tiny.packed(WEIGHTS, "sym_int4")
+        broken = WEIGHTS[where].copy()
+        broken[..., 3] = poison
+        tensors[where] = broken if broken.ndim == 1 else tiny.packed({where: WEIGHTS[where]}, "fp32")[where]
+        if broken.ndim == 2:  # the quantiser refuses such weights, so they are written into the packed bytes
+            floats = tensors[where].data.view(np.float32)
+            floats[3 * 16 : 3 * 16 + 8] = poison
+        model = tiny.decoder(SPEC, tensors, tier, compute)
+        tiny.run(model, tiny.cache(SPEC, dtype="fp16"), tokens(70))
+        tiny.run(model, tiny.cache(SPEC, dtype="bf16"), tokens(3))
+
+
+def test_a_cache_costs_what_it_holds():
+    """Reserving is free; memory is touched in blocks of positions as the session grows."""
+    spec = dataclasses.replace(
+        SPEC, layers=16, kv_heads=8, heads=8, head_dim=64, layer_rope=(), ropes=(), layer_window=()
+    )
+    before = resident()
+    session = ops.kv_cache(spec.layers, spec.kv_heads, spec.head_dim, 1 << 20, "fp16")
+    assert session.bytes_reserved >= 2 * 2 * 16 * 8 * 64 << 20
+    assert session.capacity == 1 << 20
+    assert resident() - before < 4 << 20
+    model = tiny.decoder(spec, tiny.packed(tiny.random_weights(spec)))
+    ops.forward(model, [(tiny.cache(spec, dtype="fp16"), tokens(8), False)], POOL)  # scratch and weights
+    before = resident()
+    ops.forward(model, [(session, tokens(60), False)], POOL)
+    assert resident() - before < 16 << 20  # one block is 2 MiB per 1 KiB of layer-heads
+
+
+def resident() -> int:
+    with open("/proc/self/statm") as f:
+        return int(f.read().split()[1]) * resource.getpagesize()
+
+
+def test_cache_arguments():
+    for bad in ((0, 1, 1, 1), (1, 0, 1, 1), (1, 1, 0, 1), (1, 1, 1, 0), (-1, 1, 1, 1)):
+        with pytest.raises(ValueError, match="at least 1"):
+            ops.kv_cache(*bad)
+    with pytest.raises(ValueError, match="fp32, fp16, bf16"):
+        ops.kv_cache(1, 1, 1, 1, "int3")
+    with pytest.raises(MemoryError):
+        ops.kv_cache(1 << 30, 1 << 30, 1 << 30, 1 << 30)
+    with pytest.raises(MemoryError):
+        ops.kv_cache(1, 1, 1, 1 << 40)
+    session = tiny.cache(SPEC, 8)
+    for bad_length in (-1, 1):
+        with pytest.raises(ValueError, match="cannot truncate"):
+            session.truncate(bad_length)
+
+
+def test_profile_names_phases(model):
+    model.profile(True)
+    tiny.run(model, tiny.cache(SPEC), tokens(10))
+    seconds = model.phase_seconds()
+    model.profile(False)
+    assert set(seconds) == {"embed", "norm", "qkv", "rotate", "attention", "o", "up", "activate", "down", "head"}
+    assert all(value > 0 for value in seconds.values())
+    assert sum(model.phase_seconds().values()) == 0
