@@ -17,7 +17,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     scaled = [f.name for f in formats.FORMATS.values()]
     parser.add_argument("--formats", nargs="+", default=scaled, choices=scaled)
-    parser.add_argument("--tiers", nargs="+", default=[t for t in ops.tiers() if t not in ("scalar", "amx")])
+    parser.add_argument("--tiers", nargs="+", default=[t for t in ops.tiers() if t not in ("scalar", "amx")], choices=ops.TIERS)
     parser.add_argument("--compute", nargs="+", default=["int8", "fp32"])
     parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, ops.native().allowed_cpus()}))
     parser.add_argument("--m", nargs="+", type=int, default=[1, 2, 4, 8])

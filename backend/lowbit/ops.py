@@ -153,7 +153,7 @@ def gather_rows(packed: tuple[Any, ...], ids: np.ndarray) -> np.ndarray:
 
 # ---- linear products (native/src/bind_linear.cpp) -----------------------------------------------------------------
 
-TIERS = ("scalar", "avx2", "avx512", "amx")
+TIERS = ("scalar", "avx2", "avx512", "amx", "avx2_without_vnni")  # the last is for tests and benchmarks
 COMPUTE = ("int8", "fp32")
 
 

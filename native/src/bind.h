@@ -9,6 +9,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include "lowbit/kernels.h"
 #include "lowbit/tensor.h"
 
 namespace nb = nanobind;
@@ -20,6 +21,10 @@ using MutableFloats = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::
 
 // The view of packed bytes; throws std::invalid_argument when the format is unknown or the size is not the layout's.
 lowbit::PackedView packed_view(int format, int64_t rows, int64_t k, int group_size, float multiplier, const Bytes& data);
+
+// The kernels of a tier by its number; the number after the last tier is avx2 without AVX-VNNI. Throws std::invalid_argument
+// when this machine cannot run it.
+const lowbit::KernelTable& kernels_of(int tier);
 
 void bind_runtime(nb::module_& m);
 void bind_pack(nb::module_& m);

@@ -75,9 +75,7 @@ std::pair<double, double> linear_seconds(ThreadPool& pool, int tier, int compute
                       const Bytes& data, const Floats& x) {
     const Format* f = find_format(format);
     if (!f) throw std::invalid_argument("unknown format id " + std::to_string(format));
-    if (tier < 0 || tier > static_cast<int>(Tier::amx) || !tier_available(static_cast<Tier>(tier)))
-        throw std::invalid_argument("tier " + std::to_string(tier) + " is not available on this machine");
-    const KernelTable& kernels = kernel_table(static_cast<Tier>(tier));
+    const KernelTable& kernels = kernels_of(tier);
     PackedView w;
     w.format = f;
     w.layout = layout_of(*f, rows, k, group_size);

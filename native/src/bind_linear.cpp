@@ -28,12 +28,6 @@ std::unique_ptr<T[], Free> aligned(size_t count) {
     return std::unique_ptr<T[], Free>(static_cast<T*>(p));
 }
 
-const KernelTable& table_of(int tier) {
-    if (tier < 0 || tier > static_cast<int>(Tier::amx) || !tier_available(static_cast<Tier>(tier)))
-        throw std::invalid_argument("tier " + std::to_string(tier) + " is not available on this machine");
-    return kernel_table(static_cast<Tier>(tier));
-}
-
 Compute compute_of(int compute) {
     if (compute != 0 && compute != 1) throw std::invalid_argument("compute must be 0 (int8) or 1 (fp32)");
     return static_cast<Compute>(compute);
@@ -50,7 +44,7 @@ nb::ndarray<nb::numpy, float> bound_linear(ThreadPool& pool, int tier, int compu
                                            int group_size, float multiplier, const Bytes& bytes, const Floats& x,
                                            std::optional<FloatRow> bias) {
     const PackedView w = packed_view(format, rows, k, group_size, multiplier, bytes);
-    const KernelTable& kernels = table_of(tier);
+    const KernelTable& kernels = kernels_of(tier);
     const Compute type = compute_of(compute);
     const int64_t m = static_cast<int64_t>(x.shape(0)), padded = w.layout.k_padded;
     if (static_cast<int64_t>(x.shape(1)) != k)
@@ -81,7 +75,7 @@ nb::ndarray<nb::numpy, float> bound_linear(ThreadPool& pool, int tier, int compu
 nb::tuple bound_quantize_rows(ThreadPool& pool, int tier, const Floats& x, int64_t k_padded) {
     const int64_t m = static_cast<int64_t>(x.shape(0)), k = static_cast<int64_t>(x.shape(1));
     if (k_padded < k || k_padded % kAtomK) throw std::invalid_argument("k_padded must be a multiple of 32, at least k");
-    const KernelTable& kernels = table_of(tier);
+    const KernelTable& kernels = kernels_of(tier);
     const int64_t groups = k_padded / kAtomK;
     auto codes = aligned<int8_t>(static_cast<size_t>(m * k_padded));
     auto scales = aligned<float>(static_cast<size_t>(m * groups));
@@ -107,7 +101,26 @@ nb::tuple bound_quantize_rows(ThreadPool& pool, int tier, const Floats& x, int64
                           owned(sums.release(), {rows, columns}));
 }
 
+// The avx2 tier as a CPU without AVX-VNNI runs it, so that tests reach it on the others.
+KernelTable avx2_without_vnni() {
+    KernelTable table = kernel_table(Tier::avx2);
+    const LinearKernels plain = avx2::linear_kernels_without_vnni();
+    for (int i = 0; i < 16; i++)
+        if (plain.int8[i]) table.linear.int8[i] = plain.int8[i];
+    return table;
+}
+
 }  // namespace
+
+const KernelTable& kernels_of(int tier) {
+    constexpr int kAvx2WithoutVnni = static_cast<int>(Tier::amx) + 1;
+    const Tier needed = tier == kAvx2WithoutVnni ? Tier::avx2 : static_cast<Tier>(tier);
+    if (tier < 0 || tier > kAvx2WithoutVnni || !tier_available(needed))
+        throw std::invalid_argument("tier " + std::to_string(tier) + " is not available on this machine");
+    if (tier != kAvx2WithoutVnni) return kernel_table(needed);
+    static const KernelTable table = avx2_without_vnni();
+    return table;
+}
 
 void bind_linear(nb::module_& m) {
     m.def("linear", &bound_linear, nb::arg("pool"), nb::arg("tier"), nb::arg("compute"), nb::arg("format"), nb::arg("rows"),

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 from lowbit import _native as n
+from lowbit import ops
 from packed_random import FORMATS, INT8, NAMES, SCALED, Packed, exact_values, random_packed
 
-TIERS = {name: index for index, name in enumerate(n.tiers())}
-FAST = [name for name in TIERS if name not in ("scalar", "amx")]
+TIERS = {name: ops.TIERS.index(name) for name in n.tiers() if name != "amx"}
+if "avx2" in TIERS:
+    TIERS["avx2_without_vnni"] = ops.TIERS.index("avx2_without_vnni")
+FAST = [name for name in TIERS if name != "scalar"]
 COMPUTE = {"int8": 0, "fp32": 1}
 POOL = n.ThreadPool(2)
 CASES = [(name, "int8") for name in INT8] + [(name, "fp32") for name in NAMES]

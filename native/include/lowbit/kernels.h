@@ -96,7 +96,11 @@ const KernelTable& kernel_table(Tier tier);
 // Per tier: the kernels it adds, null where it has none (native/kernels/<tier>/linear.cpp and vector.cpp). These functions are
 // compiled with the tier's instruction set: call them only when the tier is available.
 namespace scalar { LinearKernels linear_kernels(); VectorKernels vector_kernels(); }
-namespace avx2 { LinearKernels linear_kernels(); VectorKernels vector_kernels(); }
+namespace avx2 {
+LinearKernels linear_kernels();
+LinearKernels linear_kernels_without_vnni();  // what linear_kernels() gives on a CPU that lacks AVX-VNNI; for tests
+VectorKernels vector_kernels();
+}
 namespace avx512 { LinearKernels linear_kernels(); VectorKernels vector_kernels(); }
 
 }  // namespace lowbit

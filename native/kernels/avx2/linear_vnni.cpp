@@ -1,0 +1,47 @@
+// int8 products of the AVX2 tier where the CPU has AVX-VNNI: one 256-bit vpdpbusd per half quad. This file alone is compiled
+// with -mavxvnni; nothing in it may run before the feature bit was seen.
+#include <immintrin.h>
+
+#include "avx2/linear.h"
+#include "lowbit/codebooks.h"
+
+namespace lowbit::avx2 {
+namespace {
+
+#include "shared/tables.h"
+
+#include "avx2/lanes-inl.h"
+
+#include "shared/linear-inl.h"
+
+// vpdpbusd multiplies unsigned weights; what was added to make them so comes off at the start of the sum.
+template <FormatId id>
+constexpr int kOffset = kFormat<id>.codes == Codes::kCodebook ? 128 : kFormat<id>.offset;
+
+template <FormatId id>
+inline Quad to_integers(Quad codes) {
+    if constexpr (kFormat<id>.codes == Codes::kCodebook) return look_up<id, 128>(codes);
+    return codes;
+}
+
+template <FormatId id>
+struct Dot {
+    Ints sum;
+
+    static ALWAYS_INLINE Dot start(const int32_t* activation_sum) { return {minus_offset<kOffset<id>>(activation_sum)}; }
+    template <int>
+    ALWAYS_INLINE void add(Quad w, Quad x) { sum = _mm256_dpbusd_avx_epi32(sum, w, x); }
+    ALWAYS_INLINE Ints finish(const int32_t*) const { return sum; }
+};
+
+#include "shared/int8-inl.h"
+
+}  // namespace
+
+void add_int8_vnni(LinearKernels& k) {
+#define X(name, ...) add_int8_format<FormatId::name>(k);
+    LOWBIT_FORMATS(X)
+#undef X
+}
+
+}  // namespace lowbit::avx2
