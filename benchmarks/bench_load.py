@@ -23,6 +23,8 @@ import _common as common
 import numpy as np
 from make_model import SHAPES, make_model, tensor_shapes
 
+from lowbit.runtime import Runtime
+
 
 def status(key: str) -> int:
     """Returns a line of /proc/self/status in bytes."""
@@ -55,7 +57,6 @@ def drop_from_cache(folder: Path) -> None:
 def quantise(source: str, low_bit: str, target: str) -> dict:
     """Returns seconds and memory of load_model and save."""
     from lowbit import checkpoint, loading
-    from lowbit.runtime import Runtime
 
     runtime = Runtime().resolve()
     assert runtime.pool
@@ -135,7 +136,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         root = arguments.models or Path(scratch)
         rows = [measure(s, f, root, arguments.rounds) for s in arguments.shapes for f in arguments.formats]
-    common.report("load", rows, arguments.json)
+    runtime = Runtime().resolve()
+    common.report("load", rows, arguments.json, tier=runtime.tier, threads=runtime.threads)
 
 
 if __name__ == "__main__":
