@@ -13,21 +13,33 @@ namespace {
 constexpr float kForbidden = -std::numeric_limits<float>::infinity();
 
 struct Candidate {
-    double x;  // (logit - largest logit) / temperature, so the most likely token has 0
+    double x;       // (logit - largest logit) / temperature, so the most likely token has 0
+    double weight;  // exp(x)
     int32_t id;
 };
 
 bool likelier(const Candidate& a, const Candidate& b) { return a.x != b.x ? a.x > b.x : a.id < b.id; }
 
 void check(const float* logits, int64_t vocab) {
-    // NaN is the only value that differs from itself, +inf the only one above the largest float: one branch-free pass.
-    bool bad = false;
-    for (int64_t i = 0; i < vocab; i++) bad |= !(logits[i] <= std::numeric_limits<float>::max());
-    if (!bad) return;
+    int32_t good = 0;  // a sum of comparisons becomes vector instructions; NaN fails every comparison
+    for (int64_t i = 0; i < vocab; i++) good += logits[i] <= std::numeric_limits<float>::max();
+    if (good == vocab) return;
     int64_t i = 0;
     while (logits[i] <= std::numeric_limits<float>::max()) i++;
     throw std::invalid_argument("the logit of token " + std::to_string(i) + (std::isnan(logits[i]) ? " is NaN" : " is +infinity") +
                                 ": the model's weights or its computation are broken; try compute=\"fp32\" or another format");
+}
+
+// Sixteen independent maxima become vector instructions, which std::max_element does not.
+float largest_of(const float* logits, int64_t vocab) {
+    constexpr int kLanes = 16;
+    float lanes[kLanes];
+    std::fill(lanes, lanes + kLanes, kForbidden);
+    int64_t i = 0;
+    for (; i + kLanes <= vocab; i += kLanes)
+        for (int j = 0; j < kLanes; j++) lanes[j] = logits[i + j] > lanes[j] ? logits[i + j] : lanes[j];
+    for (; i < vocab; i++) lanes[0] = std::max(lanes[0], logits[i]);
+    return *std::max_element(lanes, lanes + kLanes);
 }
 
 void apply_mask(float* logits, int64_t vocab, const uint32_t* mask) {
@@ -84,15 +96,18 @@ float kth_largest(const float* logits, int64_t vocab, int64_t k) {
 // Ids with a finite logit of at least `threshold`, in the order of ids.
 std::vector<Candidate> gather(const float* logits, int64_t vocab, double threshold, double largest, double temperature) {
     std::vector<Candidate> kept;
-    for (int64_t i = 0; i < vocab; i++)
-        if (logits[i] >= threshold && logits[i] != kForbidden)
-            kept.push_back({(logits[i] - largest) / temperature, static_cast<int32_t>(i)});
+    if (threshold == kForbidden) kept.reserve(static_cast<size_t>(vocab));
+    for (int64_t i = 0; i < vocab; i++) {
+        if (!(logits[i] >= threshold) || logits[i] == kForbidden) continue;
+        const double x = (logits[i] - largest) / temperature;
+        kept.push_back({x, std::exp(x), static_cast<int32_t>(i)});
+    }
     return kept;
 }
 
 double mass(const std::vector<Candidate>& candidates) {
     double sum = 0;
-    for (const Candidate& c : candidates) sum += std::exp(c.x);
+    for (const Candidate& c : candidates) sum += c.weight;
     return sum;
 }
 
@@ -105,7 +120,7 @@ void keep_top_p(std::vector<Candidate>& candidates, double top_p) {
     std::sort(candidates.begin(), candidates.end(), likelier);
     double above = 0;
     size_t kept = 0;
-    while (kept < candidates.size() && (kept == 0 || above < top_p * total)) above += std::exp(candidates[kept++].x);
+    while (kept < candidates.size() && (kept == 0 || above < top_p * total)) above += candidates[kept++].weight;
     candidates.resize(kept);
     std::sort(candidates.begin(), candidates.end(), [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
 }
@@ -115,35 +130,34 @@ int32_t draw(const std::vector<Candidate>& candidates, double u) {
     double cumulative = 0;
     int32_t last = candidates.front().id;
     for (const Candidate& c : candidates) {
-        const double p = std::exp(c.x);
-        if (p > 0) last = c.id;
-        cumulative += p;
+        if (c.weight > 0) last = c.id;
+        cumulative += c.weight;
         if (cumulative > target) return c.id;
     }
     return last;
 }
 
 int32_t choose(const float* logits, int64_t vocab, const SamplingParams& params, uint64_t seed, uint64_t position) {
-    const float* best = std::max_element(logits, logits + vocab);  // the first of equal ones
-    if (*best == kForbidden)
+    const float best = largest_of(logits, vocab);
+    if (best == kForbidden)
         throw std::invalid_argument("no token is left to choose from: the mask and suppress_tokens forbid every one");
-    if (params.temperature == 0) return static_cast<int32_t>(best - logits);
+    if (params.temperature == 0) return static_cast<int32_t>(std::find(logits, logits + vocab, best) - logits);
 
     const double temperature = params.temperature;
+    const double least = params.min_p > 0 ? std::log(static_cast<double>(params.min_p)) : kForbidden;  // of a kept x
     double threshold = kForbidden;
     if (params.top_k > 0 && params.top_k < vocab) threshold = kth_largest(logits, vocab, params.top_k);
-    std::vector<Candidate> candidates = gather(logits, vocab, threshold, *best, temperature);
+    // Without top-p between them, min-p can drop most of the vocabulary before anything is computed from it.
+    if (params.min_p > 0 && params.top_p >= 1) threshold = std::max(threshold, best + (least - 1e-6) * temperature);
+    std::vector<Candidate> candidates = gather(logits, vocab, threshold, best, temperature);
     if (params.top_p < 1) keep_top_p(candidates, params.top_p);
-    if (params.min_p > 0) {
-        const double floor = std::log(static_cast<double>(params.min_p));
-        std::erase_if(candidates, [&](const Candidate& c) { return c.x < floor; });
-    }
+    std::erase_if(candidates, [&](const Candidate& c) { return c.x < least; });
     return draw(candidates, uniform_draw(seed, position));
 }
 
 // log of the sum of exp over the row, for log-probabilities.
 double log_sum_exp(const float* logits, int64_t vocab) {
-    const double largest = *std::max_element(logits, logits + vocab);
+    const double largest = largest_of(logits, vocab);
     double sum = 0;
     for (int64_t i = 0; i < vocab; i++) sum += std::exp(logits[i] - largest);
     return largest + std::log(sum);
