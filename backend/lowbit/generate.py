@@ -12,13 +12,14 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator as PyGenerator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from lowbit import ops
-from lowbit.sampling import GenerationOptions
+from lowbit.sampling import GenerationOptions, new_seed
 from lowbit.sessions import Cache, Session, SessionPool
 
 MAX_BATCH = 8  # rows decoded together; the others of a longer list wait and enter as rows leave
@@ -93,7 +94,8 @@ class _Row:
                 "together; shorten the prompt or load the model with a larger context"
             )
         self.index = index
-        self.options = request.options.with_seed()
+        self.options = request.options
+        self.seed = new_seed() if request.options.seed is None else request.options.seed
         self.eos = () if self.options.ignore_eos else request.eos
         self.allowed = request.allowed
         self.prompt_tokens = int(prompt.size)
@@ -128,7 +130,7 @@ class _Row:
         if self.allowed is not None and (allowed := self.allowed(output)) is not None:
             mask = allowed if mask is None else allowed & mask
         token, logprob, alternatives = ops.sample(
-            logits, prompt=self.ids[: self.prompt_tokens], output=output, mask=mask, seed=self.options.seed,
+            logits, prompt=self.ids[: self.prompt_tokens], output=output, mask=mask, seed=self.seed,
             position=output.size, **self._sampler,
         )  # fmt: skip
         self.ids[self.count] = token
@@ -183,8 +185,9 @@ class Batch:
     def _is_cancelled(self, row: _Row) -> bool:
         return row.cancelled or (self._cancel is not None and self._cancel.is_set())
 
-    def _run(self) -> Iterator[Event]:
-        waiting, active = deque(self._rows), []
+    def _run(self) -> PyGenerator[Event, None, None]:
+        waiting = deque(self._rows)
+        active: list[_Row] = []
         sessions = self._generator.sessions
         try:
             while waiting or active:

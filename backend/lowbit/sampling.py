@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -150,10 +150,6 @@ class GenerationOptions:
             )
         return self.max_length - prompt_tokens
 
-    def with_seed(self) -> GenerationOptions:
-        """Returns itself, or a copy with a new random seed where none is given."""
-        return self if self.seed is not None else replace(self, seed=int.from_bytes(os.urandom(8), "little"))
-
 
 def merge(*sources: Mapping[str, Any] | None) -> dict[str, Any]:
     """Returns what several sources of options make together, later ones winning, under canonical names.
@@ -164,6 +160,11 @@ def merge(*sources: Mapping[str, Any] | None) -> dict[str, Any]:
     for source in sources:
         merged.update(_layer(source or {}, merged))
     return {name: value for name, value in merged.items() if value is not None}
+
+
+def new_seed() -> int:
+    """Returns a random seed for a generation that names none."""
+    return int.from_bytes(os.urandom(8), "little")
 
 
 OPTION_NAMES = tuple(f.name for f in fields(GenerationOptions))

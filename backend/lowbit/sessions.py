@@ -7,10 +7,12 @@ the longest common prefix, cut back to it.
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+IDLE_TOKENS = 16384  # that all idle caches together have room taken for; the latest one stays whatever its length
 MIN_REUSE = 16  # tokens; a shorter common prefix (the BOS token, a role header) is not worth another session's content
 
 
@@ -25,22 +27,32 @@ class Cache(Protocol):
 
 
 class Session:
-    """A cache in use. reused: prompt tokens it already held. usable: False after a broken pass, so it is not kept."""
+    """A cache in use. reused: prompt tokens it already held. usable: False after a broken pass, so it is not kept.
+    touched: positions it had ever held before."""
 
-    def __init__(self, cache: Cache, reused: int = 0) -> None:
+    def __init__(self, cache: Cache, reused: int = 0, touched: int = 0) -> None:
         self.cache = cache
         self.reused = reused
+        self.touched = touched
         self.usable = True
         self.released = False
 
 
-class SessionPool:
-    """Hands out sessions and keeps up to `idle` finished ones, dropping the longest unused."""
+@dataclass(frozen=True)
+class _Idle:
+    cache: Cache
+    ids: np.ndarray  # in the cache, int32
+    touched: int  # positions the cache has ever held: a truncated cache keeps their memory
 
-    def __init__(self, engine: Any, idle: int) -> None:
+
+class SessionPool:
+    """Hands out sessions and keeps up to `idle` finished ones within a memory bound, dropping the longest unused."""
+
+    def __init__(self, engine: Any, idle: int, idle_tokens: int = IDLE_TOKENS) -> None:
         self._engine = engine
         self._limit = idle
-        self._idle: list[tuple[Cache, np.ndarray]] = []  # least recently used first; ids in the cache, int32
+        self._token_limit = idle_tokens
+        self._idle: list[_Idle] = []  # least recently used first
         self._lock = threading.Lock()
 
     @property
@@ -56,28 +68,31 @@ class SessionPool:
         capacity = self._engine.capacity(tokens)
         with self._lock:
             best, shared = None, 0
-            for i, (cache, ids) in enumerate(self._idle):
-                if cache.capacity != capacity:  # positions may be encoded otherwise there (long-context rotary tables)
+            for i, idle in enumerate(self._idle):
+                if idle.cache.capacity != capacity:  # positions may be encoded otherwise (long-context rotary tables)
                     continue
-                n = common_prefix(ids, prompt[:-1])
-                if n >= shared and (n >= MIN_REUSE or n == ids.size):
+                n = common_prefix(idle.ids, prompt[:-1])
+                if n >= shared and (n >= MIN_REUSE or n == idle.ids.size):
                     best, shared = i, n
             if best is None and len(self._idle) >= self._limit > 0:
-                best = next((i for i, (cache, _) in enumerate(self._idle) if cache.capacity == capacity), None)
-            cache = self._idle.pop(best)[0] if best is not None else None
-        if cache is None:
+                best = next((i for i, idle in enumerate(self._idle) if idle.cache.capacity == capacity), None)
+            taken = self._idle.pop(best) if best is not None else None
+        if taken is None:
             return Session(self._engine.new_cache(capacity))
-        cache.truncate(shared)
-        return Session(cache, shared)
+        taken.cache.truncate(shared)
+        return Session(taken.cache, shared, taken.touched)
 
     def release(self, session: Session, ids: np.ndarray) -> None:
         """Takes a session back; `ids` begins with the tokens in its cache."""
         session.released = True
         if not session.usable or self._limit == 0:
             return
+        length = session.cache.length
         with self._lock:
-            self._idle.append((session.cache, ids[: session.cache.length].copy()))
+            self._idle.append(_Idle(session.cache, ids[:length].copy(), max(session.touched, length)))
             del self._idle[: -self._limit]
+            while len(self._idle) > 1 and sum(idle.touched for idle in self._idle) > self._token_limit:
+                self._idle.pop(0)
 
     def clear(self) -> None:
         """Drops all idle sessions and with them their memory."""

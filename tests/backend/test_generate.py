@@ -8,7 +8,7 @@ import pytest
 import toy
 from lowbit.generate import Generator, Request
 from lowbit.sampling import GenerationOptions
-from lowbit.sessions import MIN_REUSE, common_prefix
+from lowbit.sessions import MIN_REUSE, SessionPool, common_prefix
 
 
 def request(prompt, eos=(toy.EOS,), allowed=None, **options):
@@ -145,6 +145,22 @@ def test_a_short_common_prefix_does_not_cost_another_session():
     batch = generator.start([request(first, max_new_tokens=1)])
     list(batch)
     assert batch.cached_tokens(0) == len(first) - 1
+
+
+def test_idle_sessions_are_bounded_by_tokens():
+    engine = toy.ToyEngine(counting, context=1000)
+    generator = Generator(engine)
+    generator.sessions = SessionPool(engine, idle=4, idle_tokens=250)
+    for n in (1, 2, 3):
+        run(generator, request([n] * 100, eos=(), max_new_tokens=1))
+    assert generator.sessions.idle == 2
+    run(generator, request([9] * 400, eos=(), max_new_tokens=1))
+    assert generator.sessions.idle == 1  # the latest stays whatever its length
+    run(generator, request([9] * 20, eos=(), max_new_tokens=1))  # cut back, but its memory is still taken
+    run(generator, request([1] * 20, eos=(), max_new_tokens=1))
+    assert generator.sessions.idle == 1
+    generator.sessions.clear()
+    assert generator.sessions.idle == 0
 
 
 def test_sessions_are_exclusive_while_in_use():
