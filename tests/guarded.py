@@ -1,4 +1,4 @@
-"""Arrays that end at a page that must not be touched: a kernel that reads or writes past its operand dies at once."""
+"""Arrays that touch unmapped memory, so that one byte read or written too far ends the test run instead of going unseen."""
 
 import ctypes
 import mmap
@@ -6,19 +6,20 @@ import mmap
 import numpy as np
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _PROT_NONE = 0
 
 
-def guarded(array: np.ndarray) -> np.ndarray:
-    """Returns a copy whose last byte is the last one before an inaccessible page."""
-    array = np.ascontiguousarray(array)
-    pages = -(-max(1, array.nbytes) // mmap.PAGESIZE)
-    region = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
-    whole = np.frombuffer(region, np.uint8)
-    guard = whole.ctypes.data + pages * mmap.PAGESIZE
-    if _libc.mprotect(ctypes.c_void_p(guard), mmap.PAGESIZE, _PROT_NONE) != 0:
-        raise OSError(ctypes.get_errno(), "mprotect")
-    end = pages * mmap.PAGESIZE
-    copy = whole[end - array.nbytes : end].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
+def guarded(values: np.ndarray, at: str) -> np.ndarray:
+    """Returns a copy of `values` that ends ("end") right before an unmapped page, or starts ("start") right behind one."""
+    page = mmap.PAGESIZE
+    body = -(-max(values.nbytes, 1) // page) * page
+    region = mmap.mmap(-1, body + 2 * page)
+    raw = np.frombuffer(region, np.uint8)  # keeps `region` alive
+    for offset in (0, page + body):
+        if _libc.mprotect(raw.ctypes.data + offset, page, _PROT_NONE):
+            raise OSError(ctypes.get_errno(), "mprotect")
+    start = page if at == "start" else page + body - values.nbytes
+    inside = raw[start : start + values.nbytes].view(values.dtype).reshape(values.shape)
+    inside[...] = values
+    return inside

@@ -72,6 +72,27 @@ nb::ndarray<nb::numpy, float> bound_linear(ThreadPool& pool, int tier, int compu
     return owned(result.release(), {static_cast<size_t>(m), static_cast<size_t>(rows)});
 }
 
+// The product on the caller's own memory: x [m, k_padded] zero past k, scratch for the quantised rows, y [m, 16 * panels].
+// Tests put all of it next to unmapped pages.
+void bound_linear_into(ThreadPool& pool, int tier, int compute, int format, int64_t rows, int64_t k, int group_size,
+                       float multiplier, const Bytes& bytes, const Floats& x, MutableBytes scratch, MutableFloats y) {
+    const PackedView w = packed_view(format, rows, k, group_size, multiplier, bytes);
+    const KernelTable& kernels = kernels_of(tier);
+    const Compute type = compute_of(compute);
+    const int64_t m = static_cast<int64_t>(x.shape(0)), padded = w.layout.k_padded;
+    if (static_cast<int64_t>(x.shape(1)) != padded) throw std::invalid_argument("x must have k_padded columns");
+    if (scratch.shape(0) != linear_input_bytes(m, padded)) throw std::invalid_argument("scratch has the wrong size");
+    if (static_cast<int64_t>(y.shape(0)) != m || static_cast<int64_t>(y.shape(1)) != w.layout.panels * kPanelRows)
+        throw std::invalid_argument("y must be [m, 16 * panels]");
+    nb::gil_scoped_release release;
+    LinearInput input = linear_input(x.data(), padded, m, k, padded, type, scratch.data());
+    pool.run([&](Team& team) {
+        prepare_input(team, kernels, input);
+        team.barrier();
+        linear(team, kernels, w, nullptr, input, y.data(), y.shape(1));
+    });
+}
+
 nb::tuple bound_quantize_rows(ThreadPool& pool, int tier, const Floats& x, int64_t k_padded) {
     const int64_t m = static_cast<int64_t>(x.shape(0)), k = static_cast<int64_t>(x.shape(1));
     if (k_padded < k || k_padded % kAtomK) throw std::invalid_argument("k_padded must be a multiple of 32, at least k");
@@ -126,6 +147,10 @@ void bind_linear(nb::module_& m) {
     m.def("linear", &bound_linear, nb::arg("pool"), nb::arg("tier"), nb::arg("compute"), nb::arg("format"), nb::arg("rows"),
           nb::arg("k"), nb::arg("group_size"), nb::arg("multiplier"), nb::arg("data"), nb::arg("x"),
           nb::arg("bias").none() = nb::none(), "x W^T (+ bias) as fp32 [m, rows]; compute 0 = int8, 1 = fp32.");
+    m.def("linear_input_bytes", &linear_input_bytes, nb::arg("m"), nb::arg("k_padded"));
+    m.def("linear_into", &bound_linear_into, nb::arg("pool"), nb::arg("tier"), nb::arg("compute"), nb::arg("format"),
+          nb::arg("rows"), nb::arg("k"), nb::arg("group_size"), nb::arg("multiplier"), nb::arg("data"), nb::arg("x"),
+          nb::arg("scratch"), nb::arg("y"), "linear() on the caller's memory, nothing copied.");
     m.def("quantize_rows", &bound_quantize_rows, nb::arg("pool"), nb::arg("tier"), nb::arg("x"), nb::arg("k_padded"),
           "Activations as int8 codes [m, k_padded], scales and code sums [m, k_padded / 32].");
     m.def("has_int8_compute", [](int format) {

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from lowbit import _native as n
 from lowbit import ops
+from guarded import guarded
 from packed_random import FORMATS, INT8, NAMES, SCALED, Packed, exact_values, random_packed
 
 TIERS = {name: ops.TIERS.index(name) for name in n.tiers() if name != "amx"}
@@ -82,3 +83,128 @@ def test_tier_equals_scalar(name, compute, group_size, tier):
         bias = activations(1, rows, seed=2)[0]
         expected = linear(w, x, "scalar", compute, bias)
         close(linear(w, x, tier, compute, bias), w, x, compute, expected, bias=bias)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("at", ["start", "end"])
+def test_nothing_outside_the_operands_is_touched(at, tier):
+    for name, compute in CASES:
+        for group_size, rows, k, m in [(32, 17, 40, 1), (64, 80, 200, 3), (0, 33, 96, 8), (128, 16, 128, 2)]:
+            w = random_packed(name, rows, k, group_size)
+            k_padded, columns = w.layout["k_padded"], 16 * w.layout["panels"]
+            x = np.zeros((m, k_padded), np.float32)
+            x[:, :k] = activations(m, k)
+            y = guarded(np.zeros((m, columns), np.float32), at)
+            scratch = guarded(np.zeros(n.linear_input_bytes(m, k_padded), np.uint8), at)
+            native = (*w.native[:5], guarded(w.data, at))
+            n.linear_into(POOL, TIERS[tier], COMPUTE[compute], *native, guarded(x, at), scratch, y)
+            assert np.array_equal(y[:, :rows], linear(w, x[:, :k], tier, compute))
+
+
+@pytest.mark.parametrize(("name", "compute"), CASES)
+@pytest.mark.parametrize("tier", TIERS)
+def test_results_depend_on_neither_threads_nor_batch(name, compute, tier):
+    w, x = random_packed(name, 200, 160, 32), activations(9, 160)
+    alone = linear(w, x, tier, compute, pool=n.ThreadPool(1))
+    for threads in (2, 3, 5):
+        assert np.array_equal(linear(w, x, tier, compute, pool=n.ThreadPool(threads)), alone)
+    for first, last in [(0, 1), (3, 5), (2, 6), (1, 9)]:
+        assert np.array_equal(linear(w, x[first:last], tier, compute), alone[first:last])
+
+
+@pytest.mark.parametrize("name", INT8)
+@pytest.mark.parametrize("tier", TIERS)
+def test_largest_codes_do_not_saturate(name, tier):
+    k = 256
+    for byte in (0x00, 0xFF):
+        w = random_packed(name, 32, k, 64)
+        tiles = w.data.reshape(-1, w.layout["tile_bytes"])
+        lines = 2 if FORMATS[name]["has_min"] else 1
+        tiles[:, : -64 * lines] = byte
+        for sign in (np.ones(k), -np.ones(k), np.where(np.arange(k) % 2, 1, -1), np.where(np.arange(k) % 4 < 2, 1, -1)):
+            x = np.tile(sign.astype(np.float32), (3, 1))
+            close(linear(w, x, tier, "int8"), w, x, "int8")
+
+
+def halves(w: Packed, line: int) -> np.ndarray:
+    """Returns the scales (line 0) or minima (line 1) of a packed weight as a writable fp16 view [tiles, 32]."""
+    lines = 2 if FORMATS[w.name]["has_min"] else 1
+    tiles = w.data.reshape(-1, w.layout["tile_bytes"])
+    begin = tiles.shape[1] - 64 * (lines - line)
+    return tiles[:, begin : begin + 64].view(np.float16)
+
+
+@pytest.mark.parametrize("name", SCALED)
+@pytest.mark.parametrize("tier", TIERS)
+def test_special_scales(name, tier):
+    specials = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 6e-8, -6e-5, 65504.0], np.float16)
+    for compute in ("int8", "fp32"):
+        w, x = random_packed(name, 64, 192, 32), activations(5, 192)
+        x[1] = 0
+        rng = np.random.default_rng(0)
+        for line in range(2 if FORMATS[name]["has_min"] else 1):
+            view = halves(w, line)
+            view[0] = rng.choice(specials, view.shape[1])
+            view[1, ::3] = 0
+        with np.errstate(invalid="ignore"):
+            actual, expected = linear(w, x, tier, compute), linear(w, x, "scalar", compute)
+            assert np.array_equal(np.isnan(actual), np.isnan(expected))
+            assert np.array_equal(np.isinf(actual), np.isinf(expected))
+            finite = np.isfinite(expected)
+            assert np.allclose(actual[finite], expected[finite], rtol=1e-5, atol=1e-2)
+    zero = random_packed(name, 64, 192, 32)
+    for line in range(2 if FORMATS[name]["has_min"] else 1):
+        halves(zero, line)[:] = 0
+    assert not linear(zero, x, tier, "int8").any()
+
+
+def awkward_rows() -> np.ndarray:
+    """Returns rows with ties, zeros, subnormals, huge values, NaN and infinity, [17, 100]."""
+    x = activations(17, 100, seed=5)
+    x[0] = 0
+    x[1] = np.arange(100) - 50 + 0.5
+    x[1, ::32] = 127
+    x[2] *= 1e-42
+    x[3] *= 1e38
+    x[4, 7] = np.nan
+    x[5, 40] = np.inf
+    x[6, 99] = -np.inf
+    x[7] = -0.0
+    x[8] = 1e-45
+    return x.astype(np.float32)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_activations_are_quantised_bit_for_bit_as_scalar_does(tier):
+    x = awkward_rows()
+    for m in (1, 2, 3, 4, 5, 8, 9, 17):
+        for k_padded in (128, 192):
+            for mine, scalar in zip(
+                n.quantize_rows(POOL, TIERS[tier], x[:m], k_padded), n.quantize_rows(POOL, 0, x[:m], k_padded), strict=True
+            ):
+                assert np.array_equal(mine, scalar, equal_nan=mine.dtype.kind == "f")
+
+
+def test_activation_codes_are_the_nearest():
+    x = awkward_rows()[[0, 1, 3, 9, 10]]
+    codes, scales, sums = n.quantize_rows(POOL, 0, x, 128)
+    blocks = np.pad(x, ((0, 0), (0, 28))).reshape(5, 4, 32)
+    assert np.array_equal(scales, np.abs(blocks).max(axis=2) / np.float32(127))
+    exact = np.divide(blocks, scales[..., None], out=np.zeros_like(blocks), where=scales[..., None] != 0)
+    assert np.array_equal(codes.reshape(5, 4, 32), np.rint(exact))
+    assert np.array_equal(sums, codes.reshape(5, 4, 32).sum(axis=2, dtype=np.int32))
+
+
+def test_wrong_shapes_and_tiers_are_errors():
+    w, x = random_packed("sym_int4", 16, 64, 32), activations(2, 64)
+    with pytest.raises(ValueError, match="columns"):
+        linear(w, x[:, :63], "scalar", "int8")
+    with pytest.raises(ValueError, match="bias"):
+        linear(w, x, "scalar", "int8", bias=np.zeros(15, np.float32))
+    with pytest.raises(ValueError, match="tier"):
+        n.linear(POOL, 9, 0, *w.native, x, None)
+    with pytest.raises(ValueError, match="compute"):
+        n.linear(POOL, 0, 2, *w.native, x, None)
+    assert np.array_equal(
+        ops.linear(w.native, x, tier="scalar", compute="int8", pool=POOL), linear(w, x, "scalar", "int8")
+    )

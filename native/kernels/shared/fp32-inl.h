@@ -22,18 +22,17 @@ struct Fp32Product {
     template <int M, int P>
     static ALWAYS_INLINE void add_atom(const uint8_t* const (&atom)[P], int half, const Input<M>& x, int64_t k,
                                        Floats (&part)[P][M]) {
-        constexpr int chains = M == 1 ? 2 : 1;  // sums per output, which hide the latency of the multiply-add
-        Floats sum[P][M][chains];
+        // One sum per output whatever M is: a row's result does not depend on the batch it is in.
+        Floats sum[P][M];
         UNROLL for (int p = 0; p < P; p++)
-            UNROLL for (int i = 0; i < M; i++)
-                UNROLL for (int c = 0; c < chains; c++) sum[p][i][c] = zero();
+            UNROLL for (int i = 0; i < M; i++) sum[p][i] = zero();
         const float* value[M];
         UNROLL for (int i = 0; i < M; i++) value[i] = x.x[i] + k;
         const auto add_k = [&](auto at, const Floats(&w)[P]) INLINE_LAMBDA {
             constexpr int offset = decltype(at)::value;
             UNROLL for (int i = 0; i < M; i++) {
                 const Floats v = broadcast(value[i] + offset);
-                UNROLL for (int p = 0; p < P; p++) sum[p][i][offset % chains] = fma(w[p], v, sum[p][i][offset % chains]);
+                UNROLL for (int p = 0; p < P; p++) sum[p][i] = fma(w[p], v, sum[p][i]);
             }
         };
         // A loop over whole lines of the lowest plane, because a whole atom unrolled is larger than the instruction cache.
@@ -65,8 +64,7 @@ struct Fp32Product {
             UNROLL for (int i = 0; i < M; i++) value[i] += 4 * quads;
         }
         UNROLL for (int p = 0; p < P; p++)
-            UNROLL for (int i = 0; i < M; i++)
-                UNROLL for (int c = 0; c < chains; c++) part[p][i] = add(part[p][i], sum[p][i][c]);
+            UNROLL for (int i = 0; i < M; i++) part[p][i] = add(part[p][i], sum[p][i]);
     }
 };
 
