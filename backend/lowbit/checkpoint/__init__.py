@@ -33,8 +33,8 @@ QUANT_METHOD = "lowbit"
 WEIGHTS, MANIFEST = "model.safetensors", "lowbit.json"
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 
-# A folder up to this size has every byte checked when it is opened (788 MB: 0.33 s on 2 CPUs, 5 ms unchecked). Larger ones
-# have sizes, header and first chunk checked, all bytes with verify=True.
+# A folder up to this size has every byte checked when it is opened (788 MB: 0.33 s on 2 CPUs, 5 ms unchecked). Larger
+# ones have sizes, header and first chunk checked, all bytes with verify=True.
 VERIFY_BYTES = 1 << 30
 
 
