@@ -124,6 +124,17 @@ def test_import_is_quiet_and_light():
     assert done.stdout == "" and done.stderr == ""
 
 
+def test_the_langchain_classes_import_no_extra():
+    """The extras are for some classes: who uses the others needs neither, and waits for neither."""
+    code = (
+        "import sys, langchain_lowbit\n"
+        "heavy = [m for m in ('torch', 'transformers', 'faiss', 'pandas', 'llama_index') if m in sys.modules]\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_readme_names_real_commands():
     readme = (ROOT / "README.md").read_text()
     makefile = (ROOT / "Makefile").read_text()

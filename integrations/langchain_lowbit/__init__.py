@@ -1,5 +1,6 @@
 """LangChain classes over lowbit: the names that used to live in langchain-community, on a maintained engine."""
 
 from langchain_lowbit.llms import BigdlLLM, IpexLLM
+from langchain_lowbit.vectorstores import FaissVectorStore
 
-__all__ = ["BigdlLLM", "IpexLLM"]
+__all__ = ["BigdlLLM", "FaissVectorStore", "IpexLLM"]
