@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lowbit import ops
+from lowbit.models._spec import ModelSpec
 from lowbit.runtime import pool
 
 logger = logging.getLogger(__name__)
@@ -20,13 +21,12 @@ class NativeEngine:
         spec = loaded.spec
         self.spec = spec
         self.vocab_size = spec.vocab_size
-        self.context = _context(loaded, runtime.context)
+        self.context = context_of(loaded, runtime.context)
         self._kv_dtype = runtime.kv_dtype
         self._pool = pool(runtime.threads)
         # The decoder views the arrays of `loaded`; the binding keeps them alive.
         self._decoder = ops.decoder(spec.to_dict(), loaded.tensors, runtime.compute, runtime.tier)
-        # A rotary table for long contexts changes every position, so a sequence that stays short gets a short cache.
-        self._capacities = sorted({r.long_from for r in spec.ropes if 0 < r.long_from < self.context} | {self.context})
+        self._capacities = capacities_of(spec, self.context)
 
     def capacity(self, tokens: int) -> int:
         """Returns the capacity of the cache for a sequence of up to that many tokens."""
@@ -42,9 +42,12 @@ class NativeEngine:
         return ops.forward(self._decoder, parts, self._pool)
 
 
-def _context(loaded: Any, asked: int | None) -> int:
-    """The longest sequence: the caller's wish, else the model's own limit. Learned positions cannot be exceeded."""
-    own = loaded.spec.context
+def context_of(loaded: Any, asked: int | None) -> int:
+    """Returns the longest sequence in tokens: the caller's wish, else the model's own limit.
+
+    Raises ValueError for more than a model with learned positions has; for others, more is allowed with a warning.
+    """
+    own: int = loaded.spec.context
     if asked is None or asked <= own:
         return asked or own
     if "position_embedding.weight" in loaded.tensors:
@@ -53,3 +56,11 @@ def _context(loaded: Any, asked: int | None) -> int:
         )
     logger.warning("context=%d is more than the %d tokens the model was made for; expect worse text beyond", asked, own)
     return asked
+
+
+def capacities_of(spec: ModelSpec, context: int) -> list[int]:
+    """Returns the capacities of caches, smallest first.
+
+    A rotary table for long contexts changes every position, so a sequence that stays short is to have a short cache.
+    """
+    return sorted({rope.long_from for rope in spec.ropes if 0 < rope.long_from < context} | {context})

@@ -38,7 +38,7 @@ class Session:
         self.released = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Idle:
     cache: Cache
     ids: np.ndarray  # in the cache, int32
@@ -53,7 +53,8 @@ class SessionPool:
         self._limit = idle
         self._token_limit = idle_tokens
         self._idle: list[_Idle] = []  # least recently used first
-        self._lock = threading.Lock()
+        # Re-entrant: the garbage collector may close an abandoned stream, and so release its session, anywhere in here.
+        self._lock = threading.RLock()
 
     @property
     def idle(self) -> int:
@@ -67,16 +68,17 @@ class SessionPool:
         """
         capacity = self._engine.capacity(tokens)
         with self._lock:
-            best, shared = None, 0
-            for i, idle in enumerate(self._idle):
-                if idle.cache.capacity != capacity:  # positions may be encoded otherwise (long-context rotary tables)
-                    continue
+            # Caches of another capacity may encode positions otherwise (rotary tables for long contexts).
+            candidates = [idle for idle in self._idle if idle.cache.capacity == capacity]
+            taken, shared = None, 0
+            for idle in candidates:
                 n = common_prefix(idle.ids, prompt[:-1])
                 if n >= shared and (n >= MIN_REUSE or n == idle.ids.size):
-                    best, shared = i, n
-            if best is None and len(self._idle) >= self._limit > 0:
-                best = next((i for i, idle in enumerate(self._idle) if idle.cache.capacity == capacity), None)
-            taken = self._idle.pop(best) if best is not None else None
+                    taken, shared = idle, n
+            if taken is None and candidates and len(self._idle) >= self._limit:
+                taken = candidates[0]  # its memory is there already
+            if taken is not None:
+                self._idle = [idle for idle in self._idle if idle is not taken]
         if taken is None:
             return Session(self._engine.new_cache(capacity))
         taken.cache.truncate(shared)

@@ -45,7 +45,6 @@ class Tokenizer:
         self._cleaning = bool(config.get("clean_up_tokenization_spaces")) and type(backend.model).__name__ != "BPE"
         _apply_bos_eos_rules(backend, config, tokens)
         self._anchor = backend.encode("a", add_special_tokens=False).ids[-1:]
-        self.adds_bos = bool(backend.encode("", add_special_tokens=True).ids)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer:

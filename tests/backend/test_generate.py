@@ -274,6 +274,43 @@ def test_each_row_has_its_own_seed_and_none_means_a_new_one():
     assert len(drawn) > 1
 
 
+def test_a_stream_collected_while_the_pool_is_in_use_does_not_lock_it():
+    """The garbage collector may run, and close an abandoned batch, in the middle of any call."""
+    engine = toy.ToyEngine(counting)
+    generator = Generator(engine)
+    abandoned = generator.start([request([1] * 20, eos=())])
+    next(abandoned)
+    pool = generator.sessions
+
+    def call():
+        with pool._lock:
+            abandoned.close()
+        pool.acquire(np.arange(30, dtype=np.int32), 40)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_contexts_and_capacities_of_the_native_engine(caplog):
+    from types import SimpleNamespace
+
+    from lowbit.engine import capacities_of, context_of
+
+    loaded = SimpleNamespace(spec=SimpleNamespace(context=128, ropes=[]), tensors={})
+    assert context_of(loaded, None) == 128
+    assert context_of(loaded, 64) == 64
+    assert context_of(loaded, 256) == 256
+    assert "more than the 128 tokens" in caplog.text
+    loaded.tensors = {"position_embedding.weight": None}
+    with pytest.raises(ValueError, match="context=256 is more than the 128 positions"):
+        context_of(loaded, 256)
+    long_rope = SimpleNamespace(ropes=[SimpleNamespace(long_from=4096), SimpleNamespace(long_from=0)])
+    assert capacities_of(long_rope, 131072) == [4096, 131072]
+    assert capacities_of(long_rope, 2048) == [2048]
+
+
 def test_common_prefix():
     a = np.array([1, 2, 3])
     assert common_prefix(a, np.array([1, 2, 4, 5])) == 2
