@@ -119,10 +119,10 @@ def vector_attention(
     tier: int, values: bool, a: Floats, rows: int, block: Bytes, dtype: int, count: int, dim: int, out: Floats
 ) -> None: ...
 
-# ---- sampling ----
+# ---- bind_sampler.cpp: ids are int32, mask uint32 bit words; logits are scratch afterwards ----
 
 def sample(
-    logits: np.ndarray,
+    logits: Floats,
     *,
     temperature: float,
     top_k: int,
@@ -132,9 +132,9 @@ def sample(
     presence_penalty: float,
     frequency_penalty: float,
     top_logprobs: int,
-    prompt: np.ndarray,
-    output: np.ndarray,
-    mask: np.ndarray | None = None,
+    prompt: NDArray[np.int32],
+    output: NDArray[np.int32],
+    mask: NDArray[np.uint32] | None = None,
     seed: int,
     position: int,
 ) -> tuple[int, float, list[tuple[int, float]]]: ...

@@ -22,8 +22,11 @@ from lowbit import ops
 from lowbit.sampling import GenerationOptions, new_seed
 from lowbit.sessions import Cache, Session, SessionPool
 
-MAX_BATCH = 8  # rows decoded together; the others of a longer list wait and enter as rows leave
-PREFILL_CHUNK = 256  # prompt tokens per forward pass: cancellation is honoured between passes
+# Rows decoded together; the others of a longer list wait and enter as rows leave. On a 0.5 B model and two cores 16
+# rows gave 1.5 times the tokens per second of 8 and 9 times those of one; more rows make every row slow.
+MAX_BATCH = 16
+# Prompt tokens per forward pass; cancellation is honoured between passes. 128 gave 96 % of the prefill rate of 512.
+PREFILL_CHUNK = 128
 
 
 class Engine(Protocol):

@@ -235,8 +235,9 @@ def sample(
 ) -> tuple[int, float, list[tuple[int, float]]]:
     """Returns (token, logprob, [(id, logprob), ...]) for one row of logits (float32 [vocab], scratch afterwards).
 
-    prompt and output: int32 ids so far. mask: uint32 bit words of the allowed ids, or None. (seed, position) fixes the draw.
-    The meanings are in native/include/lowbit/sampler.h. Raises ValueError when a logit is NaN or +infinity or no token is left.
+    prompt and output: int32 ids so far. mask: uint32 bit words of the allowed ids, or None. (seed, position) fixes the
+    draw. native/include/lowbit/sampler.h has the meanings. Raises ValueError when a logit is NaN or +infinity, or no
+    token is left.
     """
     return native().sample(
         logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,

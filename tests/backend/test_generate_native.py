@@ -29,13 +29,18 @@ def folder(name):
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def model(request):
-    return lowbit.load(folder(request.param), "sym_int4", device="cpu", threads=2)
+def source(request):
+    return folder(request.param)
 
 
 @pytest.fixture(scope="module")
-def prompts(model):
-    return next((p for name, p in PROMPTS.items() if name and name in str(model.model_id)), PROMPTS[None])
+def model(source):
+    return lowbit.load(source, "sym_int4", device="cpu", threads=1)
+
+
+@pytest.fixture(scope="module")
+def prompts(source):
+    return PROMPTS.get(source.name, PROMPTS[None])
 
 
 def ids_of(generator, prompt, **options):
@@ -73,15 +78,18 @@ def test_the_context_may_be_filled_to_its_end(model, prompts):
         model.generate([*prompt, 5, 5, 5, 5])
 
 
-def test_streams_join_and_threads_agree(model, prompts):
+def test_streams_join_and_threads_agree(source, model, prompts):
     expected = {p: model.generate(p, max_new_tokens=20).text for p in prompts}
+    shared_pool = lowbit.load(source, "sym_int4", device="cpu", threads=2)
     results, errors = {}, []
 
     def work(i):
         try:
             prompt = prompts[i % len(prompts)]
             for _ in range(2):
-                results.setdefault(prompt, set()).add("".join(d.text for d in model.stream(prompt, max_new_tokens=20)))
+                results.setdefault(prompt, set()).add(
+                    "".join(d.text for d in shared_pool.stream(prompt, max_new_tokens=20))
+                )
         except Exception as error:
             errors.append(error)
 
@@ -105,7 +113,7 @@ async def test_async_calls_agree(model, prompts):
 
 def test_low_bit_folder_gives_the_same_text(model, prompts, tmp_path):
     model.save_low_bit(tmp_path / "saved")
-    again = lowbit.load(tmp_path / "saved", device="cpu", threads=2)
+    again = lowbit.load(tmp_path / "saved", device="cpu", threads=1)
     assert [c.text for c in again.generate(prompts, max_new_tokens=20)] == [
         c.text for c in model.generate(prompts, max_new_tokens=20)
     ]
