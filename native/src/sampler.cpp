@@ -51,6 +51,12 @@ void apply_mask(float* logits, int64_t vocab, const uint32_t* mask) {
     }
 }
 
+// A penalised logit stays finite, so that no penalty forbids a token or makes it certain; a forbidden one stays forbidden.
+float bounded(float before, float after) {
+    constexpr float kMost = std::numeric_limits<float>::max();
+    return before == kForbidden ? kForbidden : std::clamp(after, -kMost, kMost);
+}
+
 void apply_repetition_penalty(float* logits, int64_t vocab, float penalty, const int32_t* prompt, int64_t prompt_count,
                               const int32_t* output, int64_t output_count) {
     std::vector<bool> seen(static_cast<size_t>(vocab));
@@ -59,7 +65,7 @@ void apply_repetition_penalty(float* logits, int64_t vocab, float penalty, const
             const int64_t id = ids[i];
             if (id < 0 || id >= vocab || seen[static_cast<size_t>(id)]) continue;
             seen[static_cast<size_t>(id)] = true;
-            logits[id] = logits[id] < 0 ? logits[id] * penalty : logits[id] / penalty;
+            logits[id] = bounded(logits[id], logits[id] < 0 ? logits[id] * penalty : logits[id] / penalty);
         }
     };
     visit(prompt, prompt_count);
@@ -71,7 +77,9 @@ void apply_output_penalties(float* logits, int64_t vocab, float presence, float 
     std::sort(ids.begin(), ids.end());
     for (size_t i = 0, next; i < ids.size(); i = next) {
         for (next = i; next < ids.size() && ids[next] == ids[i];) next++;
-        if (ids[i] >= 0 && ids[i] < vocab) logits[ids[i]] -= presence + frequency * static_cast<float>(next - i);
+        if (ids[i] < 0 || ids[i] >= vocab) continue;
+        float& logit = logits[ids[i]];
+        logit = bounded(logit, logit - (presence + frequency * static_cast<float>(next - i)));
     }
 }
 

@@ -239,3 +239,24 @@ def test_filters_are_those_of_transformers(penalty):
         drawn = {sample(logits, **options, position=i)[0] for i in range(3000)}
         assert drawn <= set(np.flatnonzero(expected))
         assert drawn >= set(np.flatnonzero(expected > 0.01))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.sampled_from([-math.inf, -3.4e38, -1.0, 0.0, 1e-38, 3.4e38]), min_size=1, max_size=40),
+    st.sampled_from([0.0, 1e-38, 1.0, 3e38]),
+    st.sampled_from([0, 1, 3, 2**31 - 1]),
+    st.sampled_from([1e-30, 0.5, 0.99999994, 1.0]),
+    st.sampled_from([0.0, 1e-30, 1.0]),
+    st.sampled_from([1e-38, 1.0, 1e38]),
+    st.lists(st.integers(0, 40), max_size=5),
+)
+def test_no_extreme_breaks_the_choice(logits, temperature, top_k, top_p, min_p, penalty, seen):
+    """A penalty may overflow a logit; it must not forbid the token, make it certain or crash."""
+    options = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=penalty)
+    if max(logits) == -math.inf:
+        with pytest.raises(ValueError, match="no token is left"):
+            sample(logits, **options, output=ids(*seen))
+    else:
+        token, *_ = sample(logits, **options, output=ids(*seen), presence_penalty=2.0, frequency_penalty=-2.0)
+        assert logits[token] > -math.inf
