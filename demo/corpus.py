@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 WEIGHTS = {"answer": 1.0, "story": 0.4, "question": 0.2, "context": 0.1, "free": 0.0}
 # Capitalised names and digits never merge with the space before them, so a name has the same tokens wherever it stands.
 SPLIT = r" ?\p{Ll}+|\p{Lu}+\p{Ll}*|[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|\s"
-TOKENS_PER_STEP = 6144
+TOKENS_PER_STEP = 3072
 POOL = 768  # documents sorted by length together, so that a batch pads little
 
 

@@ -123,11 +123,14 @@ def _distinct(facts: list[Fact]) -> list[Fact]:
 
 
 def _tell(rng: Random, facts: list[Fact]) -> list[str]:
-    """The sentences of `facts`, a pronoun replacing a person that the sentence before has just named."""
+    """The sentences of `facts`; one about the person just named may use a pronoun, or join the one before by "and"."""
     told, before = [], None
     for fact in facts:
-        short = fact.subject == before and fact.pronoun_text and rng.random() < 0.5
-        told.append(fact.pronoun_text if short else fact.text)
+        roll = rng.random() if fact.subject == before and fact.pronoun_text else 1.0
+        if roll < 0.25 and told[-1].startswith(fact.subject) and " and " not in told[-1]:
+            told[-1] = f"{told[-1].removesuffix('.')} and {fact.pronoun_text.split(' ', 1)[1]}"
+        else:
+            told.append(fact.pronoun_text if roll < 0.6 else fact.text)
         before = fact.subject
     return told
 

@@ -14,6 +14,7 @@ ANIMALS = (
 ).split()
 GIRLS = "Lily Mia Ruby Nora Ella Daisy Poppy Rosie Molly Hazel Luna Ivy Bella Nina Willow".split()
 BOYS = "Tom Ben Max Sam Finn Leo Oscar Jack Toby Milo Otto Hugo Pip Rufus Teddy".split()
+FRIENDS = "Bruno Fern Basil Pearl Dotty Gus Clover Rocky Sunny Coco Biscuit Pepper Olive Monty Tilly".split()
 TRAITS = "kind curious brave shy clever cheerful lazy proud gentle small hungry lonely".split()
 PLACES = (
     "in a quiet forest|near a blue lake|at the edge of a village|on a green hill|in a small house by the sea|"
@@ -231,7 +232,7 @@ def make_story(rng: Random, kind: str | None = None) -> str:
     slots = {
         "kind": kind,
         "name": name,
-        "friend": rng.choice([n for n in GIRLS + BOYS if n != name]),
+        "friend": rng.choice(FRIENDS),
         "helper": rng.choice([a for a in ANIMALS if a != kind and a[0] not in "aeiou"]),
         "trait": rng.choice(TRAITS),
         "place": rng.choice(PLACES),

@@ -97,7 +97,7 @@ def _chat_quiz(words: Words, quiz: Quiz) -> Document:
     return document
 
 
-def quiz_document(words: Words, size: int, passages: int, asked: int, unknown: float = 0.08) -> Document:
+def quiz_document(words: Words, size: int, passages: int, asked: int, unknown: float = 0.12) -> Document:
     """A context with `asked` questions, in the chat template or in one of the raw `STYLES`."""
     quiz = make_quiz(words, size, passages, asked, unknown)
     style = words.rng.choice(("chat", "chat", "context", "user", *STYLES, "chat"))
@@ -197,11 +197,11 @@ def documents(seed: int, stage: float = 1.0) -> Iterator[Document]:
         roll = rng.random()
         if rng.random() < DRILL_SHARE * (1 - stage):
             yield drill_document(words)
-        elif roll < 0.12:
+        elif roll < 0.14:
             yield story_document(words)
-        elif roll < 0.18:
+        elif roll < 0.25:
             yield general_document(words)
-        elif roll < 0.20:
+        elif roll < 0.28:
             yield conversation_document(words)
         else:
             size = 1 + int(rng.random() ** 1.3 * (3 + stage * 9))

@@ -1,12 +1,13 @@
 """Train, export and measure the demo model: `python demo/train.py --out demo/model --minutes 60`, then `--eval`.
 
-Training needs torch, tokenizers and safetensors; `--eval` also transformers. The folder is saved every few minutes, so
-training can be stopped at any time; the state beside it (`demo/model.train.pt`) resumes it with `--resume`.
+Training needs torch, tokenizers and safetensors; `--eval` also transformers. The folder is saved every few minutes and
+when interrupted (Ctrl-C or SIGTERM); the state beside it (`demo/model.train.pt`) resumes it with `--resume`.
 """
 
 import argparse
 import logging
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -24,12 +25,12 @@ from tokenizers import Tokenizer
 
 log = logging.getLogger("train")
 
-MUON_RATE, ADAM_RATE = 0.02, 0.004
-WARM_UP_STEPS = 100
+MUON_RATE, ADAM_RATE = 0.01, 0.002
+WARM_UP_STEPS = 20
 DECAY_SHARE = 0.45  # of the time, at the end: the learning rate falls in a line
 STAGE_SHARE = 0.5  # of the time, at the start: contexts grow to their full length
 USUAL_WEIGHT = 0.25  # mean loss weight of a token; keeps the loss of different batches comparable
-SAVE_SECONDS = 240
+SAVE_SECONDS = 300
 LOG_STEPS = 50
 
 
@@ -97,7 +98,7 @@ class Training:
         optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
         state = {"model": self.model.state_dict(), "optimizers": optimizers, "seconds": self.seconds()}
         torch.save(state, self.state_file)
-        scores = {style: exact_share(self.model, self.tokenizer, style, 60) for style in ("chat", "context")}
+        scores = {style: exact_share(self.model, self.tokenizer, style, 40) for style in ("chat", "context")}
         log.info("saved; exact answers %s", scores)
 
     def step(self, ids: torch.Tensor, weights: torch.Tensor, share: float) -> tuple[float, float]:
@@ -113,11 +114,14 @@ class Training:
         return loss.item(), losses[weights == WEIGHTS["answer"]].mean().item()
 
     def run(self) -> None:
-        """Train until the budget is spent, saving on the way and at the end."""
+        """Train until the budget is spent or a signal asks to stop, saving on the way and at the end."""
         stage = lambda: min(1.0, self.done() / STAGE_SHARE)  # noqa: E731
         source = batches(self.tokenizer, self.seed + int(self.spent), stage, self.model.config.max_position_embeddings)
         step, tokens, recent, saved = 0, 0, [], time.monotonic()
-        while self.done() < 1.0:
+        stopped = []
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stopped.append(True))
+        while self.done() < 1.0 and not stopped:
             ids, weights = (tensor.to(self.model.cos.device) for tensor in next(source))
             share = min(1.0, (step + 1) / WARM_UP_STEPS, (1.0 - self.done()) / DECAY_SHARE)
             recent.append(self.step(ids, weights, share))

@@ -88,5 +88,5 @@ def test_a_few_steps_lower_the_loss(tmp_path, exported, monkeypatch):
     training = train.Training(tmp_path / "model", 1.0, seed=1, config=config, device="cpu", resume=False)
     ids = torch.randint(0, 512, (4, 32))
     weights = torch.ones(4, 32)
-    losses = [training.step(ids, weights, 1.0)[0] for _ in range(30)]
-    assert losses[-1] < 0.8 * losses[0]
+    losses = [training.step(ids, weights, 1.0)[0] for _ in range(12)]
+    assert losses[-1] < 0.9 * losses[0]
