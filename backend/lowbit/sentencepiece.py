@@ -6,6 +6,7 @@ those of sentencepiece_model.proto: ModelProto{pieces=1, trainer_spec=2, normali
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from tokenizers import Tokenizer as Backend
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # SentencePiece.Type
 UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType
 SPACE = "\u2581"
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\n")  # its lines: a token in base64, its rank
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,14 @@ def convert(path: Path, config: Mapping[str, Any]) -> Backend:
     config: tokenizer_config.json; add_bos_token defaults to True as for the Llama tokenizers such files belong to.
     Raises ValueError for a damaged file and for model kinds other than BPE and Unigram.
     """
+    data = path.read_bytes()
+    if _TIKTOKEN.match(data):
+        raise ValueError(
+            f"{path} is a tiktoken vocabulary, which names no rule for cutting text into words; take the model's "
+            "repository in transformers' own form (often named -hf), which has a tokenizer.json"
+        )
     try:
-        model = read(path.read_bytes())
+        model = read(data)
     except ValueError as error:
         raise ValueError(f"{path}: {error}; download it again") from None
     backend = Backend(_bpe(model) if model.kind == BPE else _unigram(model, path))

@@ -6,7 +6,6 @@ than tokenizer.json are converted by tokenizer_files.py.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ FILE_NAMES = (
     "chat_template.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "merges.txt",
     "vocab.txt",
 )  # fmt: skip
+NAMED_TEMPLATES = "additional_chat_templates"  # a folder of name.jinja
 
 
 class Tokenizer:
@@ -49,7 +49,9 @@ class Tokenizer:
     @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer:
         """Returns the tokenizer of a model folder."""
-        return cls.from_files({name: Path(folder) / name for name in FILE_NAMES if (Path(folder) / name).is_file()})
+        folder = Path(folder)
+        paths = [*(folder / name for name in FILE_NAMES), *sorted((folder / NAMED_TEMPLATES).glob("*.jinja"))]
+        return cls.from_files({str(path.relative_to(folder).as_posix()): path for path in paths if path.is_file()})
 
     @classmethod
     def from_files(cls, files: Mapping[str, Path]) -> Tokenizer:
@@ -130,11 +132,15 @@ def _apply_bos_eos_rules(backend: Backend, config: Mapping[str, Any], tokens: Ma
 
 
 def _chat_template(files: Mapping[str, Path], config: Mapping[str, Any]) -> str | dict[str, str] | None:
-    """The chat template: a file of its own wins over tokenizer_config.json. Several named ones become a dictionary."""
+    """The chat template: files of its own win over tokenizer_config.json. Several named ones become a dictionary."""
+    named = {Path(n).stem: p.read_text(encoding="utf-8") for n, p in files.items() if n.startswith(NAMED_TEMPLATES)}
     if path := files.get("chat_template.jinja"):
-        return path.read_text(encoding="utf-8")
+        default = path.read_text(encoding="utf-8")
+        return {"default": default, **named} if named else default
+    if named:
+        return named
     if path := files.get("chat_template.json"):
-        return json.loads(path.read_text(encoding="utf-8")).get("chat_template")
+        return read_json(path).get("chat_template")
     template = config.get("chat_template")
     if isinstance(template, list):
         return {entry["name"]: entry["template"] for entry in template}

@@ -177,6 +177,9 @@ def test_chat_templates_come_from_their_three_places(tmp_path):
     assert Tokenizer.from_folder(tmp_path).chat_template == "json"
     write(tmp_path, chat_template__jinja="jinja")
     assert Tokenizer.from_folder(tmp_path).chat_template == "jinja"
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("tools")
+    assert Tokenizer.from_folder(tmp_path).chat_template == {"default": "jinja", "tool_use": "tools"}
 
 
 def test_added_tokens_of_the_config_are_added(tmp_path):
@@ -202,6 +205,7 @@ def test_added_tokens_of_the_config_are_added(tmp_path):
         ({"tokenizer__json": backend_json(), "tokenizer_config__json": "[1]"}, "should hold a JSON object"),
         ({"tokenizer__json": backend_json(), "tokenizer_config__json": "{,"}, "not valid JSON"),
         ({"tokenizer__model": "nonsense"}, "not a SentencePiece model"),
+        ({"tokenizer__model": "IQ== 0\nIg== 1\n"}, "tiktoken vocabulary"),
         ({"vocab__txt": "a\nb\n"}, r"has no \[CLS\]"),
     ],
 )
