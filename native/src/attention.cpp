@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "forward.h"
+#include "rope.h"
 
 namespace lowbit {
 namespace {
@@ -18,18 +19,6 @@ void norm_head(const ModelSpec& s, const VectorKernels& v, const float* weight, 
         v.rms_norm(x, weight, s.norm_weight_offset, s.norm_eps, n, x);
     else
         v.layer_norm(x, weight, nullptr, s.norm_weight_offset, s.norm_eps, n, x);
-}
-
-void rotate(const Rope& rope, const float* table, float* x) {
-    const int64_t half = rope.dim / 2, step = rope.kind == RopeKind::half ? 1 : 2,
-                  pair = rope.kind == RopeKind::half ? half : 1;
-    const float *cos = table, *sin = table + half;
-    for (int64_t i = 0; i < half; i++) {
-        float &a = x[i * step], &b = x[i * step + pair];
-        const float rotated = a * cos[i] - b * sin[i];
-        b = b * cos[i] + a * sin[i];
-        a = rotated;
-    }
 }
 
 // One key and one value of a head into the cache. `halves` has room for head_dim.
@@ -142,12 +131,7 @@ void fill_ropes(const Team& team, const ModelSpec& spec, const Chunk& chunk, con
                 !rope.inv_freq_long.empty() && chunk.rows[row].cache->shape().capacity > rope.long_from;
             const std::vector<float>& inv_freq = long_context ? rope.inv_freq_long : rope.inv_freq;
             const float scale = long_context ? rope.scale_long : rope.scale;
-            float *cos = tables.at(static_cast<int>(i), row), *sin = cos + rope.dim / 2;
-            for (int d = 0; d < rope.dim / 2; d++) {
-                const float angle = static_cast<float>(chunk.rows[row].position) * inv_freq[d];
-                cos[d] = std::cos(angle) * scale;
-                sin[d] = std::sin(angle) * scale;
-            }
+            fill_rope(inv_freq, scale, chunk.rows[row].position, tables.at(static_cast<int>(i), row));
         }
     });
 }

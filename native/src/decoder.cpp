@@ -13,36 +13,11 @@ namespace {
 
 constexpr int64_t kChunkRows = 512;  // of a long prompt; bounds the scratch
 
-int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-
-// Floats per row: whole cache lines, never a multiple of 4 KiB (rows would compete for the same cache sets).
-int64_t row_stride(int64_t columns) {
-    const int64_t floats = round_up(columns, kLine / 4);
-    return floats % 1024 ? floats : floats + kLine / 4;
-}
-
-// Carves aligned pieces off a reservation; without one it only counts.
-class Carver {
-public:
-    explicit Carver(uint8_t* base) : base_(base) {}
-
-    float* take(int64_t bytes) {
-        const size_t at = used_;
-        used_ += static_cast<size_t>(round_up(bytes, 4096));
-        return base_ ? reinterpret_cast<float*>(base_ + at) : nullptr;
-    }
-    size_t used() const { return used_; }
-
-private:
-    uint8_t* base_;
-    size_t used_ = 0;
-};
-
 }  // namespace
 
 struct Decoder::Impl {
     const ModelSpec spec;
-    const DecoderWeights weights;
+    const Weights weights;
     const Compute compute;
     const KernelTable& kernels;
     ResolvedWeights resolved;
@@ -51,7 +26,7 @@ struct Decoder::Impl {
     bool profiling = false;
     PhaseTimes times;
 
-    Impl(ModelSpec s, DecoderWeights w, Compute c, Tier tier)
+    Impl(ModelSpec s, Weights w, Compute c, Tier tier)
         : spec(std::move(s)), weights(std::move(w)), compute(c), kernels(kernel_table(tier)) {
         check_spec(spec);
         resolved = resolve_weights(spec, weights);
@@ -65,19 +40,11 @@ struct Decoder::Impl {
     std::vector<Chunk> plan(const std::vector<Part>& parts, float* logits) const;
 };
 
-// Widths, once: an input buffer is as wide as its widest reader, an output buffer has room for whole panels.
+// Widths, once: an input buffer is as wide as its widest reader.
 void Decoder::Impl::plan_buffers() {
     const auto read_by = [&](InputBuffer& buffer, int64_t k, std::initializer_list<const Matrix*> readers) {
-        for (const Matrix* m : readers) {
-            if (!*m) continue;
-            buffer.k = k;
-            buffer.k_padded = std::max(buffer.k_padded, m->weight->layout.k_padded);
-            if (compute == Compute::int8 && has_int8_compute(*m->weight->format)) buffer.compute = Compute::int8;
-        }
-        if (buffer.k) buffer.stride = row_stride(std::max(buffer.k_padded, round_up(k, kPanelRows)));
-    };
-    const auto written_by = [&](OutputBuffer& buffer, int64_t columns) {
-        buffer.stride = row_stride(round_up(columns, kPanelRows));
+        for (const Matrix* m : readers)
+            if (*m) buffer.read_by(*m->weight, k, compute);
     };
 
     const ResolvedWeights& w = resolved;
@@ -92,12 +59,12 @@ void Decoder::Impl::plan_buffers() {
     if (w.embedding_in) read_by(scratch.word, w.word_size, {&w.embedding_in});
     if (w.head_in) read_by(scratch.word, w.head_in.weight->layout.rows, {&w.head});
 
-    written_by(scratch.x, spec.hidden_size);
-    written_by(scratch.attention_delta, spec.hidden_size);
-    written_by(scratch.ffn_delta, spec.hidden_size);
-    written_by(scratch.qkv, (spec.heads + 2 * spec.kv_heads) * spec.head_dim);
-    written_by(scratch.up, w.layers.front().up.weight->layout.rows);
-    written_by(scratch.logits, spec.vocab_size);
+    scratch.x.written_by(spec.hidden_size);
+    scratch.attention_delta.written_by(spec.hidden_size);
+    scratch.ffn_delta.written_by(spec.hidden_size);
+    scratch.qkv.written_by((spec.heads + 2 * spec.kv_heads) * spec.head_dim);
+    scratch.up.written_by(w.layers.front().up.weight->layout.rows);
+    scratch.logits.written_by(spec.vocab_size);
     for (const Rope& rope : spec.ropes)
         scratch.ropes.row_stride = std::max<int64_t>(scratch.ropes.row_stride, rope.dim);
 }
@@ -191,7 +158,7 @@ std::vector<Chunk> Decoder::Impl::plan(const std::vector<Part>& parts, float* lo
     return chunks;
 }
 
-Decoder::Decoder(ModelSpec spec, DecoderWeights weights, Compute compute, Tier tier)
+Decoder::Decoder(ModelSpec spec, Weights weights, Compute compute, Tier tier)
     : impl_(std::make_unique<Impl>(std::move(spec), std::move(weights), compute, tier)) {}
 Decoder::~Decoder() = default;
 

@@ -2,72 +2,22 @@
 
 #include <stdexcept>
 
+#include "buffers.h"
+
 namespace lowbit {
 namespace {
-
-std::string shape_text(int64_t rows, int64_t cols) {
-    std::string text = "[";
-    text += std::to_string(rows);
-    if (cols >= 0) text += ", " + std::to_string(cols);
-    return text + "]";
-}
 
 [[noreturn]] void fail(const ModelSpec& spec, const std::string& what) {
     throw std::invalid_argument(spec.family + " decoder: " + what);
 }
 
-class Finder {
-public:
-    Finder(const ModelSpec& spec, const DecoderWeights& weights) : spec_(spec), weights_(weights) {}
-
-    // `name`.weight as a matrix with its bias if there is one. rows or cols -1: any.
-    Matrix matrix(const std::string& name, int64_t rows, int64_t cols, bool optional = false) const {
-        Matrix m;
-        const auto found = weights_.packed.find(name + ".weight");
-        if (found == weights_.packed.end()) {
-            if (!optional) fail(spec_, "the matrix " + name + ".weight is missing");
-            return m;
-        }
-        const Layout& l = found->second.layout;
-        if ((rows >= 0 && l.rows != rows) || (cols >= 0 && l.k != cols))
-            fail(spec_, name + ".weight has shape " + shape_text(l.rows, l.k) + ", the spec asks for " +
-                            shape_text(rows, cols));
-        m.weight = &found->second;
-        m.bias = vector(name + ".bias", {l.rows}, true);
-        return m;
-    }
-
-    const float* vector(const std::string& name, std::initializer_list<int64_t> sizes, bool optional = false) const {
-        const auto found = weights_.vectors.find(name);
-        if (found == weights_.vectors.end()) {
-            if (!optional) fail(spec_, "the vector " + name + " is missing");
-            return nullptr;
-        }
-        const int64_t size = static_cast<int64_t>(found->second.size());
-        for (const int64_t wanted : sizes)
-            if (size == wanted) return found->second.data();
-        fail(spec_,
-             name + " has shape " + shape_text(size, -1) + ", the spec asks for " + shape_text(*sizes.begin(), -1));
-    }
-
-    Norm norm(const std::string& name) const {
-        return {vector(name + ".weight", {spec_.hidden_size}), vector(name + ".bias", {spec_.hidden_size}, true)};
-    }
-
-    // A norm of q or k: one weight for all heads, or one per head.
-    const float* head_norm(const std::string& name, int64_t heads, bool& per_head) const {
-        const int64_t one = spec_.head_dim, all = heads * spec_.head_dim;
-        const float* w = spec_.qk_norm_whole ? vector(name, {all}, true) : vector(name, {one, all}, true);
-        per_head = w && heads > 1 && static_cast<int64_t>(weights_.vectors.at(name).size()) == all;
-        return w;
-    }
-
-private:
-    const ModelSpec& spec_;
-    const DecoderWeights& weights_;
-};
-
-int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+// A norm of q or k: one weight for all heads, or one per head.
+const float* head_norm(const ModelSpec& s, const Finder& find, const std::string& name, int64_t heads, bool& per_head) {
+    const int64_t one = s.head_dim, all = heads * s.head_dim;
+    const float* w = s.qk_norm_whole ? find.vector(name, {all}, true) : find.vector(name, {one, all}, true);
+    per_head = w && heads > 1 && find.size(name) == all;
+    return w;
+}
 
 }  // namespace
 
@@ -104,8 +54,8 @@ void check_spec(const ModelSpec& s) {
     }
 }
 
-ResolvedWeights resolve_weights(const ModelSpec& s, const DecoderWeights& weights) {
-    const Finder find(s, weights);
+ResolvedWeights resolve_weights(const ModelSpec& s, const Weights& weights) {
+    const Finder find(s.family + " decoder", weights);
     ResolvedWeights r;
     r.embedding = find.matrix("embedding", s.vocab_size, -1);
     r.word_size = r.embedding.weight->layout.k;
@@ -116,9 +66,9 @@ ResolvedWeights resolve_weights(const ModelSpec& s, const DecoderWeights& weight
     r.position_embedding = find.matrix("position_embedding", -1, s.hidden_size, true);
     if (weights.vectors.count("embedding_norm.weight")) {
         r.has_embedding_norm = true;
-        r.embedding_norm = find.norm("embedding_norm");
+        r.embedding_norm = find.norm("embedding_norm", s.hidden_size);
     }
-    if (s.final_norm) r.final_norm = find.norm("final_norm");
+    if (s.final_norm) r.final_norm = find.norm("final_norm", s.hidden_size);
     r.head_in = find.matrix("head_in", -1, s.hidden_size, true);
     const int64_t head_columns = r.head_in ? r.head_in.weight->layout.rows : s.hidden_size;
     r.head = s.tied_head ? r.embedding : find.matrix("head", s.vocab_size, head_columns);
@@ -134,14 +84,14 @@ ResolvedWeights resolve_weights(const ModelSpec& s, const DecoderWeights& weight
     for (int64_t i = 0; i < s.layers; i++) {
         const std::string at = "layers." + std::to_string(i) + ".";
         LayerWeights l;
-        l.attention_norm = find.norm(at + "attention_norm");
-        if (s.residual != Residual::parallel_shared) l.ffn_norm = find.norm(at + "ffn_norm");
+        l.attention_norm = find.norm(at + "attention_norm", s.hidden_size);
+        if (s.residual != Residual::parallel_shared) l.ffn_norm = find.norm(at + "ffn_norm", s.hidden_size);
         if (sandwich) {
-            l.attention_post_norm = find.norm(at + "attention_post_norm");
-            l.ffn_post_norm = find.norm(at + "ffn_post_norm");
+            l.attention_post_norm = find.norm(at + "attention_post_norm", s.hidden_size);
+            l.ffn_post_norm = find.norm(at + "ffn_post_norm", s.hidden_size);
         }
-        l.q_norm = find.head_norm(at + "q_norm.weight", s.heads, l.q_norm_per_head);
-        l.k_norm = find.head_norm(at + "k_norm.weight", s.kv_heads, l.k_norm_per_head);
+        l.q_norm = head_norm(s, find, at + "q_norm.weight", s.heads, l.q_norm_per_head);
+        l.k_norm = head_norm(s, find, at + "k_norm.weight", s.kv_heads, l.k_norm_per_head);
         l.qkv = find.matrix(at + "qkv", q_size + 2 * s.kv_heads * s.head_dim, s.hidden_size);
         l.o = find.matrix(at + "o", s.hidden_size, q_size);
         l.up = s.gated ? find.matrix(at + "gate_up", 2 * round_up(s.ffn_size, kPanelRows), s.hidden_size)

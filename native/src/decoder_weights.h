@@ -2,21 +2,10 @@
 #pragma once
 #include <vector>
 
+#include "find_weights.h"
 #include "lowbit/decoder.h"
 
 namespace lowbit {
-
-struct Matrix {
-    const PackedView* weight = nullptr;
-    const float* bias = nullptr;  // [rows] or null
-
-    explicit operator bool() const { return weight != nullptr; }
-};
-
-struct Norm {
-    const float* weight = nullptr;
-    const float* bias = nullptr;
-};
 
 struct LayerWeights {
     Norm attention_norm, attention_post_norm, ffn_norm, ffn_post_norm;
@@ -37,6 +26,6 @@ struct ResolvedWeights {
 
 // Throw std::invalid_argument naming the field, or the tensor with the shape it has and the shape it should have.
 void check_spec(const ModelSpec& spec);
-ResolvedWeights resolve_weights(const ModelSpec& spec, const DecoderWeights& weights);
+ResolvedWeights resolve_weights(const ModelSpec& spec, const Weights& weights);
 
 }  // namespace lowbit

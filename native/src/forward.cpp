@@ -238,18 +238,6 @@ private:
         }
     }
 
-    static LinearInput rows_of(LinearInput in, int64_t first, int64_t count) {
-        in.rows.data += first * in.rows.stride;
-        in.rows.m = count;
-        in.quantized.m = count;
-        if (in.quantized.codes) {
-            in.quantized.codes += first * in.quantized.k_padded;
-            in.quantized.scales += first * (in.quantized.k_padded / kAtomK);
-            in.quantized.sums += first * (in.quantized.k_padded / kAtomK);
-        }
-        return in;
-    }
-
     const Engine& e_;
     const ModelSpec& s_;
     const ResolvedWeights& w_;

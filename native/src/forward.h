@@ -2,8 +2,8 @@
 #pragma once
 #include <vector>
 
+#include "buffers.h"
 #include "decoder_weights.h"
-#include "lowbit/memory.h"
 
 namespace lowbit {
 
@@ -27,27 +27,6 @@ struct Chunk {
     float* logits = nullptr;          // of the first of them
 };
 
-// Activations [rows][stride] that a linear product reads, with room for their quantised form. Columns past k stay zero.
-struct InputBuffer {
-    float* data = nullptr;
-    int64_t stride = 0, k = 0, k_padded = 0;
-    Compute compute = Compute::fp32;  // int8 when a reader of this buffer computes so
-    void* quantized = nullptr;
-
-    float* row(int64_t r) const { return data + r * stride; }
-    LinearInput input(int64_t rows) const {
-        if (compute == Compute::int8) return linear_input(data, stride, rows, k, k_padded, compute, quantized);
-        return {{data, stride, rows}, {}, k, Compute::fp32};
-    }
-};
-
-struct OutputBuffer {
-    float* data = nullptr;
-    int64_t stride = 0;
-
-    float* row(int64_t r) const { return data + r * stride; }
-};
-
 // cos and sin of the rows of a chunk, [rope][row][dim/2 cos, dim/2 sin].
 struct RopeTables {
     float* data = nullptr;
@@ -68,19 +47,6 @@ struct Scratch {
     float* attention = nullptr;  // attention_floats() per thread
     int64_t attention_stride = 0;
 };
-
-// Calls fn(row, begin, end) for this member's share of [rows] x [columns], cut at multiples of `step` columns.
-template <class F>
-void for_share(const Team& team, int64_t rows, int64_t columns, int64_t step, F&& fn) {
-    const int64_t pieces = (columns + step - 1) / step;
-    const Team::Range mine = team.slice(rows * pieces);
-    for (int64_t i = mine.begin; i < mine.end;) {
-        const int64_t row = i / pieces, first = i % pieces;
-        const int64_t last = first + (mine.end - i) < pieces ? first + (mine.end - i) : pieces;
-        fn(row, first * step, last * step < columns ? last * step : columns);
-        i += last - first;
-    }
-}
 
 // What all chunks of a pass share.
 struct Engine {

@@ -2,21 +2,15 @@
 // takes any number of (session, tokens) parts at once, so prefill, single steps and batched steps are the same call.
 #pragma once
 #include <memory>
-#include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "lowbit/kv_cache.h"
 #include "lowbit/linear.h"
+#include "lowbit/phases.h"
 #include "lowbit/spec.h"
+#include "lowbit/weights.h"
 
 namespace lowbit {
-
-// Weights by canonical name (models/_spec.py lists them); packed matrices and fp32 vectors.
-struct DecoderWeights {
-    std::unordered_map<std::string, PackedView> packed;
-    std::unordered_map<std::string, std::vector<float>> vectors;
-};
 
 struct Part {
     KvCache* cache;  // this part's session; each session at most once in a call
@@ -25,27 +19,10 @@ struct Part {
     bool all_logits;  // logits of every token, else of the last one
 };
 
-// Phases of a forward pass, for profiles: each ends with a barrier of the team.
-#define LOWBIT_PHASES(X) X(embed) X(norm) X(qkv) X(rotate) X(attention) X(o) X(up) X(activate) X(down) X(head)
-enum class Phase : int {
-#define X(name) name,
-    LOWBIT_PHASES(X)
-#undef X
-};
-inline constexpr const char* kPhaseNames[] = {
-#define X(name) #name,
-    LOWBIT_PHASES(X)
-#undef X
-};
-inline constexpr int kPhases = sizeof(kPhaseNames) / sizeof(kPhaseNames[0]);
-struct PhaseTimes {
-    double seconds[kPhases] = {};
-};
-
 class Decoder {
 public:
     // Checks that every tensor the spec asks for is there with the right shape; throws std::invalid_argument naming it.
-    Decoder(ModelSpec spec, DecoderWeights weights, Compute compute, Tier tier);
+    Decoder(ModelSpec spec, Weights weights, Compute compute, Tier tier);
     ~Decoder();
 
     const ModelSpec& spec() const;
