@@ -189,9 +189,13 @@ def decoder(spec: dict[str, Any], tensors: dict[str, Any], compute: str = "int8"
     is the highest this CPU runs. Raises ValueError naming the tensor that is missing or has another shape than the spec's.
     The result's profile(True) starts timing, phase_seconds() returns seconds by phase since then.
     """
+    return native().Decoder(spec, *_weights(tensors), compute, tier or tiers()[-1])
+
+
+def _weights(tensors: dict[str, Any]) -> tuple[dict[str, tuple[Any, ...]], dict[str, np.ndarray]]:
     packed = {name: t.native() for name, t in tensors.items() if not isinstance(t, np.ndarray)}
     vectors = {name: np.ascontiguousarray(to_fp32(t)) for name, t in tensors.items() if isinstance(t, np.ndarray)}
-    return native().Decoder(spec, packed, vectors, compute, tier or tiers()[-1])
+    return packed, vectors
 
 
 def kv_cache(layers: int, kv_heads: int, head_dim: int, capacity: int, dtype: str = "fp16") -> Any:
@@ -211,6 +215,38 @@ def forward(decoder: Any, parts: list[tuple[Any, np.ndarray, bool]], pool: Any) 
     session given twice or made for another model. Safe from any thread; the interpreter lock is released.
     """
     return decoder.forward(pool, parts)
+
+
+# ---- the encoder (native/src/bind_encoder.cpp) --------------------------------------------------------------------
+
+
+def encoder(spec: dict[str, Any], tensors: dict[str, Any], compute: str = "int8", tier: str | None = None) -> Any:
+    """Returns a native encoder over shared, immutable weights; arguments, errors and profile as `decoder`."""
+    return native().Encoder(spec, *_weights(tensors), compute, tier or tiers()[-1])
+
+
+def hidden_states(
+    encoder: Any, tokens: np.ndarray, ends: np.ndarray, types: np.ndarray | None, pool: Any
+) -> np.ndarray:
+    """Returns the last hidden state of every token, float32 [tokens, hidden].
+
+    tokens: int32 ids of all texts one after the other; ends: int64, where each text ends in them; types: int32 token
+    type of every token, None for 0. Raises ValueError for an empty text, an id out of range or a text longer than the
+    positions the model has learned. Safe from any thread; the interpreter lock is released.
+    """
+    return encoder.hidden_states(pool, tokens, types, ends)
+
+
+def embed(
+    encoder: Any, tokens: np.ndarray, ends: np.ndarray, types: np.ndarray | None, poolings: tuple[str, ...], pool: Any
+) -> np.ndarray:
+    """Returns texts as vectors, float32 [texts, len(poolings) * hidden]; arguments and errors as `hidden_states`."""
+    return encoder.embed(pool, tokens, types, ends, list(poolings))
+
+
+def classify(encoder: Any, tokens: np.ndarray, ends: np.ndarray, types: np.ndarray | None, pool: Any) -> np.ndarray:
+    """Returns the logits of the classification head, float32 [texts, labels]; arguments and errors as `hidden_states`."""
+    return encoder.classify(pool, tokens, types, ends)
 
 
 # ---- sampling (native/src/bind_sampler.cpp) -----------------------------------------------------------------------

@@ -30,6 +30,7 @@ void bind_runtime(nb::module_& m);
 void bind_pack(nb::module_& m);
 void bind_linear(nb::module_& m);
 void bind_decoder(nb::module_& m);
+void bind_encoder(nb::module_& m);
 void bind_sampler(nb::module_& m);
 void bind_bench(nb::module_& m);
 void bind_vector(nb::module_& m);

@@ -44,9 +44,10 @@ void construct(BoundDecoder* self, nb::dict spec, nb::dict packed, nb::dict vect
                const std::string& tier) {
     const Tier at = read_tier(tier);
     BoundWeights bound = read_weights(packed, vectors);
-    new (self) BoundDecoder{
-        std::move(bound.arrays), std::make_unique<Decoder>(read_spec(spec), std::move(bound.weights),
-                                                           static_cast<Compute>(index_of(kComputes, compute, "compute type")), at)};
+    new (self)
+        BoundDecoder{std::move(bound.arrays),
+                     std::make_unique<Decoder>(read_spec(spec), std::move(bound.weights),
+                                               static_cast<Compute>(index_of(kComputes, compute, "compute type")), at)};
 }
 
 nb::ndarray<nb::numpy, float, nb::ndim<2>> forward(BoundDecoder& self, ThreadPool& pool,

@@ -8,6 +8,7 @@ NB_MODULE(_native, m) {
     bind_pack(m);
     bind_linear(m);
     bind_decoder(m);
+    bind_encoder(m);
     bind_sampler(m);
     bind_bench(m);
     bind_vector(m);

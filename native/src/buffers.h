@@ -16,7 +16,8 @@ inline int64_t row_stride(int64_t columns) {
 // Carves aligned pieces off a reservation; without one it only counts.
 class Carver {
 public:
-    explicit Carver(uint8_t* base) : base_(base) {}
+    explicit Carver(uint8_t* base)
+        : base_(base) {}
 
     float* take(int64_t bytes) {
         const size_t at = used_;
@@ -55,7 +56,9 @@ struct OutputBuffer {
     float* data = nullptr;
     int64_t stride = 0;
 
-    void written_by(int64_t columns) { stride = row_stride(round_up(columns, kPanelRows)); }  // whole panels are written
+    void written_by(int64_t columns) {
+        stride = row_stride(round_up(columns, kPanelRows));
+    }  // whole panels are written
     float* row(int64_t r) const { return data + r * stride; }
 };
 

@@ -19,10 +19,13 @@ struct Norm {
     const float* bias = nullptr;
 };
 
-// Every failed look-up throws std::invalid_argument with the owner's name, the tensor, its shape and the one it should have.
+// Every failed look-up throws std::invalid_argument with the owner's name, the tensor, its shape and the one it should
+// have.
 class Finder {
 public:
-    Finder(std::string owner, const Weights& weights) : owner_(std::move(owner)), weights_(weights) {}
+    Finder(std::string owner, const Weights& weights)
+        : owner_(std::move(owner)),
+          weights_(weights) {}
 
     // `name`.weight as a matrix with its bias if there is one. rows or cols -1: any.
     Matrix matrix(const std::string& name, int64_t rows, int64_t cols, bool optional = false) const;

@@ -10,14 +10,22 @@ import importlib
 import pkgutil
 from typing import Any
 
-from lowbit.models._spec import Family, ModelSpec, Part, Recipe, Rope
+from lowbit.models._spec import EncoderSpec, Family, ModelSpec, Part, Recipe, Rope
 
-__all__ = ["Family", "ModelSpec", "Part", "Recipe", "Rope", "families", "family"]
+__all__ = ["EncoderSpec", "Family", "ModelSpec", "Part", "Recipe", "Rope", "families", "family"]
+
+_HYPHENATED = {"xlm_roberta": "xlm-roberta"}  # a module name cannot have the hyphen that its model_type has
 
 
 def families() -> list[str]:
     """Returns the supported values of `model_type`, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    return sorted(_model_types())
+
+
+def _model_types() -> dict[str, str]:
+    """Returns module names by `model_type`."""
+    names = [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
+    return {_HYPHENATED.get(name, name): name for name in names}
 
 
 def family(config: dict[str, Any]) -> Family:
@@ -31,10 +39,11 @@ def family(config: dict[str, Any]) -> Family:
         raise ValueError(
             "the config has no model_type, so its family is unknown; is this the config.json of a language model?"
         )
-    if model_type not in families():
+    modules = _model_types()
+    if model_type not in modules:
         raise ValueError(
-            f"model family {model_type!r} is not supported yet; supported are {', '.join(families())}. "
+            f"model family {model_type!r} is not supported yet; supported are {', '.join(sorted(modules))}. "
             "Add a file for it (see 'a model family' in CONTRIBUTING.md), ask for it in an issue, or quantise the "
             "torch model with optimize_model"
         )
-    return importlib.import_module(f"{__name__}.{model_type}").family(config)
+    return importlib.import_module(f"{__name__}.{modules[model_type]}").family(config)

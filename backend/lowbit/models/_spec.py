@@ -1,7 +1,7 @@
-"""ModelSpec: what differs between decoder families, as plain data.
+"""ModelSpec and EncoderSpec: what differs between decoder and between encoder families, as plain data.
 
-Owns the knobs the native decoder knows (native/include/lowbit/spec.h mirrors it) and the canonical weight names.
-Refuses code: a family is never a subclass. Standard library only.
+Owns the knobs the native decoder and encoder know (native/include/lowbit/spec.h mirrors them) and the canonical weight
+names. Refuses code: a family is never a subclass. Standard library only.
 
 Designed with these families in view: Llama 1/2/3, CodeLlama, Vicuna, Mistral, Qwen 1/2/2.5/3, Phi-3, Gemma 1/2/3,
 GPT-2, OPT, GPT-J, GPT-NeoX and Dolly, MPT, Falcon (both), BLOOM, StarCoder 1/2, ChatGLM 2/3, GLM-4, Baichuan 1/2,
@@ -28,6 +28,18 @@ Canonical weight names (matrices are [out_features, in_features]; a bias beside 
     layers.i.ffn_post_norm.weight/.bias
     final_norm.weight/.bias
     head.weight/.bias               [vocab, hidden]          absent when the head is tied to the embedding
+
+An encoder has embedding, embedding_norm, layers and final_norm under the same names, no kv_heads of its own, and
+
+    position_embedding.weight       [positions, hidden]      learned positions
+    token_type_embedding.weight     [token_types, hidden]
+    relative_bias.weight            [buckets, heads]         added to attention scores by distance (MPNet)
+    head_dense.weight/.bias         [hidden, hidden]         classification: pooled -> head_dense ->
+                                                             activation -> head_norm -> head
+    head_norm.weight/.bias
+    head.weight/.bias               [labels, hidden]
+
+Its attention_norm and ffn_norm stand behind the blocks where norm_place is "post" (BERT), before them where it is "pre".
 """
 
 from __future__ import annotations
@@ -35,12 +47,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
+from typing import TypeVar
 
 NORMS = ("rms", "layer")
 NORM_PLACES = ("pre", "post", "sandwich")
 RESIDUALS = ("sequential", "parallel_shared", "parallel_separate")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "quick_gelu")
 ROPE_KINDS = ("half", "interleaved")
+POOLINGS = ("cls", "mean", "max", "mean_sqrt_len", "last", "weighted_mean")
+HEAD_ACTIVATIONS = ("tanh", "relu", "gelu")
 
 
 @dataclass(frozen=True)
@@ -107,23 +122,69 @@ class ModelSpec:
     @classmethod
     def from_dict(cls, data: dict) -> ModelSpec:
         """Returns the spec a dictionary describes. Raises ValueError naming unknown or missing fields."""
-        known = cls.__dataclass_fields__
-        unknown = sorted(set(data) - set(known))
-        if unknown:
-            raise ValueError(
-                f"unknown ModelSpec fields {unknown}: this folder was written by a newer lowbit; upgrade lowbit"
-            )
-        values = dict(data)
-        values["ropes"] = tuple(
-            Rope(**{**r, "inv_freq": tuple(r["inv_freq"]), "inv_freq_long": tuple(r.get("inv_freq_long", ()))})
-            for r in data.get("ropes", ())
+        return _from_dict(cls, data)
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """The graph of one encoder that turns a text into vectors. Sizes are logical; all norms are layer norms."""
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    layers: int
+    heads: int
+    head_dim: int
+    ffn_size: int
+    context: int  # longest text in tokens
+
+    norm_place: str = "post"
+    norm_eps: float = 1e-12
+    final_norm: bool = False
+
+    token_types: int = 0
+    learned_position_offset: int = 0  # row of the first position (RoBERTa: padding id + 1)
+    ropes: tuple[Rope, ...] = ()
+    layer_rope: tuple[int, ...] = ()  # per layer: index into ropes, -1 = none
+    layer_reach: tuple[int, ...] = ()  # per layer: how far a token sees to each side, 0 = everything
+    relative_buckets: tuple[int, ...] = ()  # row of relative_bias for key - query = -d..d; the ends hold beyond
+
+    gated: bool = False
+    activation: str = "gelu"
+
+    labels: int = 0  # of the classification head, 0 = none
+    head_pooling: str = "cls"
+    head_activation: str = "tanh"
+
+    def to_dict(self) -> dict:
+        """Returns a JSON-ready dictionary; `from_dict` is its inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict) -> EncoderSpec:
+        """Returns the spec a dictionary describes. Raises ValueError naming unknown or missing fields."""
+        return _from_dict(cls, data)
+
+
+Spec = TypeVar("Spec", ModelSpec, EncoderSpec)
+
+
+def _from_dict(cls: type[Spec], data: dict) -> Spec:
+    known = cls.__dataclass_fields__
+    unknown = sorted(set(data) - set(known))
+    if unknown:
+        raise ValueError(
+            f"unknown {cls.__name__} fields {unknown}: this folder was written by a newer lowbit; upgrade lowbit"
         )
-        for name in ("layer_rope", "alibi_slopes", "layer_attention_scale", "layer_window"):
-            values[name] = tuple(data.get(name, ()))
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise ValueError(f"incomplete ModelSpec: {error}") from None
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+    values["ropes"] = tuple(
+        Rope(**{**r, "inv_freq": tuple(r["inv_freq"]), "inv_freq_long": tuple(r.get("inv_freq_long", ()))})
+        for r in data.get("ropes", ())
+    )
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ValueError(f"incomplete {cls.__name__}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -143,9 +204,10 @@ class Part:
 class Recipe:
     """How a canonical tensor is made of source tensors: parts concatenated along rows.
 
-    kind: "matrix" (quantised), "embedding" (format of embeddings), "head" (format of the head) or "vector" (kept
-    fp32). interleave: 16-row panels of the two halves of the result alternate (gate_up); each half is padded with zero
-    rows to 16. optional: absent sources mean an absent tensor, not an error.
+    kind: "matrix" (quantised), "embedding" (format of embeddings), "head" (format of the head), "table" (a small matrix
+    kept in the checkpoint's float type) or "vector" (kept fp32). interleave: 16-row panels of the two halves of the
+    result alternate (gate_up); each half is padded with zero rows to 16. optional: absent sources mean an absent tensor,
+    not an error.
     """
 
     name: str
@@ -163,7 +225,7 @@ class Family:
     is the first of `prefix + x` that is there, over `prefixes`.
     """
 
-    spec: ModelSpec
+    spec: ModelSpec | EncoderSpec
     recipes: tuple[Recipe, ...] = field(default_factory=tuple)
     prefixes: tuple[str, ...] = ("",)
 

@@ -1,5 +1,6 @@
-// ModelSpec: what differs between decoder families, as plain data. The mirror of backend/lowbit/models/_spec.py, which has
-// the meaning of each field and the family lists; bindings copy one into the other field by field.
+// ModelSpec and EncoderSpec: what differs between decoder and between encoder families, as plain data. The mirror of
+// backend/lowbit/models/_spec.py, which has the meaning of each field and the family lists; bindings copy one into the
+// other field by field.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -59,6 +60,34 @@ struct ModelSpec {
     bool tied_head = false;
     float logit_scale = 1.0f;
     float logit_softcap = 0.0f;
+};
+
+// How the rows of a text become one: the first token's, the mean, the maximum, the sum divided by the root of the
+// length, the last token's, the mean weighted by position (1, 2, ...).
+enum class Pooling : uint8_t { cls = 0, mean = 1, max = 2, mean_sqrt_len = 3, last = 4, weighted_mean = 5 };
+enum class HeadActivation : uint8_t { tanh = 0, relu = 1, gelu = 2 };
+
+struct EncoderSpec {
+    std::string family;
+    int64_t vocab_size = 0, hidden_size = 0, layers = 0, heads = 0, head_dim = 0, ffn_size = 0, context = 0;
+
+    NormPlace norm_place = NormPlace::post;  // post or pre; all norms are layer norms
+    float norm_eps = 1e-12f;
+    bool final_norm = false;
+
+    int64_t token_types = 0;
+    int learned_position_offset = 0;         // row of the first position, where "position_embedding" exists
+    std::vector<Rope> ropes;
+    std::vector<int> layer_rope;             // [layers], index into ropes or -1
+    std::vector<int64_t> layer_reach;        // [layers] or empty: how far a token sees to each side, 0 = everything
+    std::vector<int> relative_buckets;       // [2 d + 1] or empty: row of "relative_bias" for key - query = -d..d
+
+    bool gated = false;
+    Activation activation = Activation::gelu;
+
+    int64_t labels = 0;                      // columns of the classification head, 0 = none
+    Pooling head_pooling = Pooling::cls;
+    HeadActivation head_activation = HeadActivation::tanh;
 };
 
 }  // namespace lowbit

@@ -1,0 +1,193 @@
+// The encoder's door: checks a call, cuts it into chunks of whole texts, keeps the scratch, enters the thread pool
+// once.
+#include "lowbit/encoder.h"
+
+#include <algorithm>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+
+#include "encoder_forward.h"
+#include "rope.h"
+
+namespace lowbit {
+namespace {
+
+constexpr int64_t kChunkRows = 1024;  // a longer text is a chunk of its own
+
+}  // namespace
+
+void PositionTables::reach(const EncoderSpec& spec, int64_t count) {
+    if (count <= positions || spec.ropes.empty()) return;
+    ropes.resize(spec.ropes.size());
+    for (size_t i = 0; i < ropes.size(); i++) {
+        const Rope& rope = spec.ropes[i];
+        ropes[i].resize(count * rope.dim);
+        for (int64_t p = positions; p < count; p++)
+            fill_rope(rope.inv_freq, rope.scale, p, ropes[i].data() + p * rope.dim);
+    }
+    positions = count;
+}
+
+struct Encoder::Impl {
+    const EncoderSpec spec;
+    const Weights weights;
+    const Compute compute;
+    const KernelTable& kernels;
+    const EncoderWeights resolved;
+    std::mutex entry;  // one pass at a time: the scratch is shared
+    EncoderScratch scratch;
+    PositionTables positions;
+    bool profiling = false;
+    PhaseTimes times;
+
+    Impl(EncoderSpec s, Weights w, Compute c, Tier tier)
+        : spec(std::move(s)),
+          weights(std::move(w)),
+          compute(c),
+          kernels(kernel_table(tier)),
+          resolved(resolve_weights(spec, weights)) {
+        plan_buffers();
+    }
+
+    void plan_buffers();
+    void carve(Carver& carver, int64_t rows, int64_t longest, int threads);
+    void reserve(int64_t rows, int64_t longest, int threads);
+    void check(const Texts& texts) const;
+    void pass(ThreadPool& pool, const Texts& texts, const EncoderOutput& output);
+};
+
+// Widths, once: an input buffer is as wide as its widest reader.
+void Encoder::Impl::plan_buffers() {
+    const bool pre = spec.norm_place == NormPlace::pre;
+    InputBuffer& entered = pre ? scratch.normed : scratch.x;
+    const int64_t hidden = spec.hidden_size, inner = spec.heads * spec.head_dim;
+    for (const EncoderLayer& l : resolved.layers) {
+        entered.read_by(*l.qkv.weight, hidden, compute);
+        entered.read_by(*l.up.weight, hidden, compute);
+        scratch.attended.read_by(*l.o.weight, inner, compute);
+        scratch.activated.read_by(*l.down.weight, spec.ffn_size, compute);
+    }
+    for (const Matrix* m : {&resolved.head_dense, &resolved.head})
+        if (*m) scratch.normed.read_by(*m->weight, hidden, compute);
+    scratch.x.stride = std::max(scratch.x.stride, row_stride(round_up(hidden, kPanelRows)));
+    scratch.qkv.written_by(3 * inner);
+    scratch.delta.written_by(hidden);
+    scratch.up.written_by(resolved.layers.front().up.weight->layout.rows);
+}
+
+void Encoder::Impl::carve(Carver& carver, int64_t rows, int64_t longest, int threads) {
+    EncoderScratch& s = scratch;
+    const int64_t ffn_rows = std::min(rows, kFfnRows);
+    for (OutputBuffer* b : {&s.qkv, &s.delta, &s.up})
+        b->data = carver.take((b == &s.up ? ffn_rows : rows) * b->stride * 4);
+    for (InputBuffer* b : {&s.x, &s.normed, &s.attended, &s.activated}) {
+        const int64_t count = b == &s.activated ? ffn_rows : rows;
+        b->data = carver.take(count * b->stride * 4);
+        b->quantized = b->compute == Compute::int8
+                           ? carver.take(static_cast<int64_t>(linear_input_bytes(count, b->k_padded)))
+                           : nullptr;
+    }
+    s.attention_stride = round_up(attention_floats(spec, longest), 1024);
+    s.attention = carver.take(threads * s.attention_stride * 4);
+}
+
+void Encoder::Impl::reserve(int64_t rows, int64_t longest, int threads) {
+    if (rows <= scratch.rows && longest <= scratch.longest && threads <= scratch.threads) return;
+    rows = std::max(rows, scratch.rows);
+    longest = std::max(longest, scratch.longest);
+    threads = std::max(threads, scratch.threads);
+    Carver count(nullptr);
+    carve(count, rows, longest, threads);
+    scratch.rows = 0;  // the pointers are void until the memory is there
+    scratch.memory = Reservation();
+    scratch.memory = Reservation(count.used());
+    Carver cut(scratch.memory.data());
+    carve(cut, rows, longest, threads);
+    scratch.rows = rows;
+    scratch.longest = longest;
+    scratch.threads = threads;
+}
+
+void Encoder::Impl::check(const Texts& texts) const {
+    int64_t begin = 0;
+    for (int64_t i = 0; i < texts.count; i++) {
+        const int64_t end = texts.ends[i];
+        if (end <= begin)
+            throw std::invalid_argument("text " + std::to_string(i) + " has no tokens; give each at least one");
+        if (resolved.position_embedding &&
+            end - begin + spec.learned_position_offset > resolved.position_embedding.weight->layout.rows)
+            throw std::length_error(
+                "text " + std::to_string(i) + " has " + std::to_string(end - begin) +
+                " tokens, the model has learned " +
+                std::to_string(resolved.position_embedding.weight->layout.rows - spec.learned_position_offset) +
+                " positions; truncate the text");
+        begin = end;
+    }
+    for (int64_t t = 0; t < begin; t++) {
+        if (texts.tokens[t] < 0 || texts.tokens[t] >= spec.vocab_size)
+            throw std::invalid_argument("token id " + std::to_string(texts.tokens[t]) +
+                                        " is outside the vocabulary of " + std::to_string(spec.vocab_size));
+        if (texts.types && spec.token_types && (texts.types[t] < 0 || texts.types[t] >= spec.token_types))
+            throw std::invalid_argument("token type " + std::to_string(texts.types[t]) + " is not among the model's " +
+                                        std::to_string(spec.token_types));
+    }
+}
+
+void Encoder::Impl::pass(ThreadPool& pool, const Texts& texts, const EncoderOutput& output) {
+    if (texts.count == 0) return;
+    std::lock_guard<std::mutex> guard(entry);
+    check(texts);
+    std::vector<TextChunk> chunks;
+    int64_t begin = 0, rows = 0, longest = 0;
+    for (int64_t i = 0; i < texts.count; i++) {
+        const int64_t count = texts.ends[i] - begin;
+        if (chunks.empty() || chunks.back().rows + count > kChunkRows) chunks.emplace_back();
+        TextChunk& chunk = chunks.back();
+        chunk.texts.push_back({chunk.rows, count, begin, i});
+        chunk.rows += count;
+        rows = std::max(rows, chunk.rows);
+        longest = std::max(longest, count);
+        begin += count;
+    }
+    reserve(rows, longest, pool.size());
+    positions.reach(spec, longest);
+    const EncoderEngine engine{spec,      resolved, kernels, scratch,
+                               positions, texts,    output,  profiling ? &times : nullptr};
+    pool.run([&](Team& team) {
+        for (const TextChunk& chunk : chunks) run_chunk(team, engine, chunk);
+    });
+}
+
+Encoder::Encoder(EncoderSpec spec, Weights weights, Compute compute, Tier tier)
+    : impl_(std::make_unique<Impl>(std::move(spec), std::move(weights), compute, tier)) {}
+Encoder::~Encoder() = default;
+
+const EncoderSpec& Encoder::spec() const { return impl_->spec; }
+
+void Encoder::hidden_states(ThreadPool& pool, const Texts& texts, float* out) {
+    impl_->pass(pool, texts, {EncoderOutput::Kind::hidden, nullptr, out});
+}
+
+void Encoder::embed(ThreadPool& pool, const Texts& texts, const std::vector<Pooling>& poolings, float* out) {
+    impl_->pass(pool, texts, {EncoderOutput::Kind::pooled, &poolings, out});
+}
+
+void Encoder::classify(ThreadPool& pool, const Texts& texts, float* out) {
+    if (!impl_->spec.labels)
+        throw std::invalid_argument("this " + impl_->spec.family + " model has no classification head");
+    impl_->pass(pool, texts, {EncoderOutput::Kind::scores, nullptr, out});
+}
+
+void Encoder::profile(bool on) {
+    std::lock_guard<std::mutex> guard(impl_->entry);
+    impl_->profiling = on;
+    impl_->times = {};
+}
+
+PhaseTimes Encoder::phase_times() const {
+    std::lock_guard<std::mutex> guard(impl_->entry);
+    return impl_->times;
+}
+
+}  // namespace lowbit
