@@ -15,10 +15,11 @@ LAYERS = [
     {"formats", "machine", "models._spec"},
     {"ops", "packed", "runtime", "reference"},
     {"models", "sources", "quantize", "checkpoint", "loading", "sampling", "stop", "perplexity"},
-    {"tokenizer", "tokenizer_files", "sentencepiece", "detokenize", "sessions"},
+    {"tokenizer", "tokenizer_files", "sentencepiece", "detokenize", "sessions", "sentence", "texts"},
     {"generate", "engine"},
     {"text"},
     {"chat", "options"},
+    {"embed", "rerank"},
     {"cli", ""},
 ]
 HEAVY = {"torch", "transformers"}

@@ -13,16 +13,20 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from lowbit import formats
+    from lowbit.embed import Embedder
+    from lowbit.rerank import Reranker
     from lowbit.runtime import Runtime
     from lowbit.text import TextModel
 
 # public name -> (module, attribute or None for the module itself)
 _LAZY = {
+    "Embedder": ("lowbit.embed", "Embedder"),
+    "Reranker": ("lowbit.rerank", "Reranker"),
     "Runtime": ("lowbit.runtime", "Runtime"),
     "TextModel": ("lowbit.text", "TextModel"),
     "formats": ("lowbit.formats", None),
 }
-__all__ = ["Runtime", "TextModel", "__version__", "formats", "load"]
+__all__ = ["Embedder", "Reranker", "Runtime", "TextModel", "__version__", "formats", "load"]
 
 
 def __getattr__(name: str) -> Any:

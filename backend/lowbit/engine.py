@@ -1,8 +1,9 @@
-"""The native engine behind generation: a loaded model's decoder, its thread pool and its KV caches."""
+"""The native engines: a loaded model's decoder with its KV caches, or its encoder, and the thread pool they run on."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,10 @@ class NativeEngine:
         """Appends tokens to caches and returns logits, float32 [rows, vocab_size]; calls from several threads queue."""
         return ops.forward(self._decoder, parts, self._pool)
 
+    def hidden_states(self, parts: list[tuple[Any, np.ndarray, bool]]) -> np.ndarray:
+        """Appends tokens to caches and returns last hidden states, float32 [rows, hidden_size], as `forward` logits."""
+        return ops.decoder_hidden_states(self._decoder, parts, self._pool)
+
 
 def context_of(loaded: Any, asked: int | None) -> int:
     """Returns the longest sequence in tokens: the caller's wish, else the model's own limit.
@@ -64,3 +69,39 @@ def capacities_of(spec: ModelSpec, context: int) -> list[int]:
     A rotary table for long contexts changes every position, so a sequence that stays short is to have a short cache.
     """
     return sorted({rope.long_from for rope in spec.ropes if 0 < rope.long_from < context} | {context})
+
+
+class EncoderEngine:
+    """Turns token ids into vectors or scores with the native encoder. Calls from several threads queue."""
+
+    def __init__(self, loaded: Any, runtime: Any) -> None:
+        self.spec = loaded.spec
+        self._pool = pool(runtime.threads)
+        self._encoder = ops.encoder(self.spec.to_dict(), loaded.tensors, runtime.compute, runtime.tier)
+
+    def embed(self, texts: Sequence[np.ndarray], poolings: tuple[str, ...]) -> np.ndarray:
+        """Returns float32 [texts, len(poolings) * hidden] for int32 ids, at least one text."""
+        return ops.embed(self._encoder, *_packed(texts), None, poolings, self._pool)
+
+    def classify(self, texts: Sequence[np.ndarray], types: Sequence[np.ndarray]) -> np.ndarray:
+        """Returns the logits of the classification head, float32 [texts, labels]; types: int32, one per token."""
+        return ops.classify(self._encoder, *_packed(texts), np.concatenate(types), self._pool)
+
+
+class DecoderEmbedder:
+    """Turns token ids into vectors with the native decoder: the hidden state of the last token."""
+
+    POOLINGS = ("last",)
+
+    def __init__(self, loaded: Any, runtime: Any) -> None:
+        self.spec = loaded.spec
+        self._engine = NativeEngine(loaded, runtime)
+
+    def embed(self, texts: Sequence[np.ndarray], poolings: tuple[str, ...]) -> np.ndarray:
+        """Returns float32 [texts, hidden] for int32 ids, at least one text; poolings is ("last",)."""
+        engine = self._engine
+        return engine.hidden_states([(engine.new_cache(len(ids)), ids, False) for ids in texts])
+
+
+def _packed(texts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    return np.concatenate(texts), np.cumsum([len(t) for t in texts], dtype=np.int64)

@@ -20,7 +20,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from lowbit import checkpoint, models
 from lowbit.checkpoint import CONFIG, GENERATION_CONFIG, LoadedModel, read_json
 from lowbit.formats import FLOAT, Choice, resolve
-from lowbit.models._spec import Family, ModelSpec, Recipe
+from lowbit.models._spec import EncoderSpec, Family, ModelSpec, Recipe
 from lowbit.ops import BF16, to_fp32
 from lowbit.packed import PackedTensor
 from lowbit.quantize import quantize_rows
@@ -34,6 +34,8 @@ __all__ = ["LoadedModel", "load_model"]
 logger = logging.getLogger(__name__)
 
 DEFAULT_LOW_BIT = "sym_int4"
+# Task -> the format of a caller who asks for none in particular.
+TASKS = {"text": DEFAULT_LOW_BIT, "embed": "sym_int8", "rerank": "sym_int8"}
 # Embedding and head where the rest is quantised: few of the bytes that a token reads, and the first and last place
 # where rounding shows.
 OUTER_FORMAT = "sym_int8"
@@ -59,6 +61,7 @@ def load_model(
     tokenizer_id: str | os.PathLike | None = None,
     saved_only: bool = False,
     verify: bool | None = None,
+    task: str = "text",
 ) -> LoadedModel:
     """Returns the model of a hub id, a local Hugging Face folder or a low-bit folder, weights packed and in memory.
 
@@ -69,7 +72,8 @@ def load_model(
     accepted because callers pass it; no code of a checkpoint is ever run. A low-bit folder is opened as it was saved;
     arguments that ask for something else raise. tokenizer_id: hub id or folder to take the tokenizer from instead.
     saved_only: accept a low-bit folder only, so that nothing is quantised by mistake. verify: whether every byte of a
-    low-bit folder is checked (None: up to a size, see checkpoint.load).
+    low-bit folder is checked (None: up to a size, see checkpoint.load). task: what the model is for, "text", "embed" or
+    "rerank"; a model that cannot do it is refused before its weights are read.
 
     Raises FileNotFoundError, PermissionError or ValueError that name the file or tensor, the cause and the fix.
     """
@@ -79,8 +83,9 @@ def load_model(
     location = hub.locate(id_or_path, revision, access)
     config = _read_config(location.folder)
     if checkpoint.is_low_bit(config):
-        _refuse_other_formats(formats, config, location.folder)
+        _refuse_other_formats(formats, config, location.folder, TASKS[task])
         saved = checkpoint.load(hub.fetch_weights(location, access).folder, verify)
+        _refuse_other_tasks(saved.spec, task, location.folder, saved.embedding_files)
         if not tokenizer_files:
             return saved
         return replace(saved, tokenizer_files=tokenizer_files, provenance={**saved.provenance, **tokenizer_name})
@@ -91,6 +96,8 @@ def load_model(
             "(from_model_id, or lowbit.load without saved_only), or give the folder that save_low_bit wrote"
         )
     family = models.family(config)
+    embedding_files = _matching(location.folder, hub.EMBEDDING_FILES)
+    _refuse_other_tasks(family.spec, task, location.folder, embedding_files)
     location = hub.fetch_weights(location, access)
     source = open_source(location.folder)
     try:
@@ -108,6 +115,7 @@ def load_model(
         tokenizer_files=tokenizer_files or _matching(location.folder, hub.TOKENIZER_FILES),
         provenance={"source": name, "revision": location.revision, **tokenizer_name},
         quantization=formats.to_dict(),
+        embedding_files=embedding_files,
         notices=_matching(location.folder, hub.NOTICES),
     )
 
@@ -148,6 +156,8 @@ class _Formats:
     def of(self, gathered: Gathered, tied_head: bool) -> Choice:
         """Returns the choice for a tensor."""
         recipe = gathered.recipe
+        if recipe.kind == "table":
+            return resolve(FLOAT_FORMATS[gathered.dtype])
         choice = {"head": self.head, "embedding": self.embedding}.get(recipe.kind, self.body)
         is_tied = tied_head and recipe.name == "embedding.weight"
         if is_tied and self.asked_outer[0] is not None:
@@ -185,8 +195,9 @@ def _convert(
     gathered = [gather(recipe, source) for recipe in _located(family, source, folder)]
     for g in gathered:
         _check_shape(g, family.spec)
-    choices = [None if g.recipe.kind == "vector" else formats.of(g, family.spec.tied_head) for g in gathered]
-    _warn_of_unused(formats.kept, gathered, family.spec.tied_head)
+    tied_head = isinstance(family.spec, ModelSpec) and family.spec.tied_head
+    choices = [None if g.recipe.kind == "vector" else formats.of(g, tied_head) for g in gathered]
+    _warn_of_unused(formats.kept, gathered, tied_head)
     total = sum(g.nbytes for g in gathered)
     tensors: dict[str, PackedTensor | np.ndarray] = {}
     with tqdm(total=total, unit="B", unit_scale=True, desc="Loading", disable=not show_progress) as bar:
@@ -211,13 +222,36 @@ def _located(family: Family, source: Source, folder: Path) -> tuple[Recipe, ...]
         ) from None
 
 
-def _check_shape(gathered: Gathered, spec: ModelSpec) -> None:
-    """Raises ValueError where a matrix is not what config.json says; the decoder checks again, without file names."""
-    heads, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+def _refuse_other_tasks(
+    spec: ModelSpec | EncoderSpec, task: str, folder: Path, embedding_files: dict[str, Path]
+) -> None:
+    """Raises ValueError when a model cannot do what it is loaded for. A decoder embeds where its files say how."""
+    kind = f"{folder} holds a {spec.family} model"
+    if task == "text" and isinstance(spec, EncoderSpec):
+        raise ValueError(
+            f"{kind}, which turns texts into vectors and cannot continue them; open it with lowbit.Embedder"
+            + (" or lowbit.Reranker" if spec.labels else "")
+        )
+    if task == "embed" and isinstance(spec, ModelSpec) and "modules.json" not in embedding_files:
+        raise ValueError(
+            f"{kind}, a causal language model whose folder does not say how to make vectors of it (it has no "
+            "modules.json of sentence-transformers); open it with lowbit.load, or give an embedding model"
+        )
+    if task == "rerank" and not (isinstance(spec, EncoderSpec) and spec.labels):
+        raise ValueError(
+            f"{kind} without a classification head; a reranker's config.json names a ...ForSequenceClassification "
+            "architecture" + ("; open this one with lowbit.Embedder" if isinstance(spec, EncoderSpec) else "")
+        )
+
+
+def _check_shape(gathered: Gathered, spec: ModelSpec | EncoderSpec) -> None:
+    """Raises ValueError where a matrix is not what config.json says; the engine checks again, without file names."""
+    heads = spec.heads * spec.head_dim
+    kv = spec.kv_heads * spec.head_dim if isinstance(spec, ModelSpec) else heads
     ffn, hidden = spec.ffn_size, spec.hidden_size
     expected = {
         "embedding": (spec.vocab_size, None),  # the width may be a smaller word size (OPT-350m)
-        "head": (spec.vocab_size, None),
+        "head": (spec.vocab_size if isinstance(spec, ModelSpec) else spec.labels, None),
         "qkv": (heads + 2 * kv, hidden),
         "o": (hidden, heads),
         "gate_up": (2 * ffn, hidden),
@@ -260,11 +294,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return read_json(folder / CONFIG)
 
 
-def _refuse_other_formats(formats: _Formats, config: dict[str, Any], folder: Path) -> None:
-    """Raises ValueError when arguments ask for other numbers than a low-bit folder holds; defaults ask for nothing."""
+def _refuse_other_formats(formats: _Formats, config: dict[str, Any], folder: Path, default: str) -> None:
+    """Raises ValueError when arguments ask for other numbers than a low-bit folder holds; `default` asks for nothing."""
     saved, asked = config["quantization_config"], formats.to_dict()
     wanted = {
-        "low_bit": ("format", asked["format"] != DEFAULT_LOW_BIT),
+        "low_bit": ("format", asked["format"] != default),
         "group_size": ("group_size", formats.group_size is not None),
         "head_format": ("head_format", formats.asked_outer[0] is not None),
         "embedding_format": ("embedding_format", formats.asked_outer[1] is not None),

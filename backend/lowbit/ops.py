@@ -217,6 +217,11 @@ def forward(decoder: Any, parts: list[tuple[Any, np.ndarray, bool]], pool: Any) 
     return decoder.forward(pool, parts)
 
 
+def decoder_hidden_states(decoder: Any, parts: list[tuple[Any, np.ndarray, bool]], pool: Any) -> np.ndarray:
+    """Returns what the head would read, float32 [n, hidden]: final hidden states; arguments and errors as `forward`."""
+    return decoder.hidden_states(pool, parts)
+
+
 # ---- the encoder (native/src/bind_encoder.cpp) --------------------------------------------------------------------
 
 

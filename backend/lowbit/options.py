@@ -16,7 +16,7 @@ def option_names() -> tuple[set[str], set[str]]:
     runtime_names = {f.name for f in dataclasses.fields(Runtime) if f.init}
     loading_names = {
         name for name, p in inspect.signature(load_model).parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY
-    } - {"runtime"}
+    } - {"runtime", "task"}
     return runtime_names, loading_names
 
 
@@ -26,7 +26,11 @@ def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
     for name in options:
         if name not in runtime_names | loading_names:
             near = difflib.get_close_matches(name, sorted(runtime_names | loading_names), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(runtime_names | loading_names))}"
+            hint = (
+                f"; did you mean {near[0]!r}?"
+                if near
+                else f"; known: {', '.join(sorted(runtime_names | loading_names))}"
+            )
             raise TypeError(f"load() got an unknown option {name!r}{hint}")
     runtime = {name: value for name, value in options.items() if name in runtime_names}
     return runtime, {name: value for name, value in options.items() if name not in runtime_names}

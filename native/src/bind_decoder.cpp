@@ -50,8 +50,11 @@ void construct(BoundDecoder* self, nb::dict spec, nb::dict packed, nb::dict vect
                                                static_cast<Compute>(index_of(kComputes, compute, "compute type")), at)};
 }
 
-nb::ndarray<nb::numpy, float, nb::ndim<2>> forward(BoundDecoder& self, ThreadPool& pool,
-                                                   const std::vector<std::tuple<nb::object, Tokens, bool>>& items) {
+// Calls `pass` of the decoder for [rows][width] results.
+nb::ndarray<nb::numpy, float, nb::ndim<2>> run(BoundDecoder& self, ThreadPool& pool,
+                                               const std::vector<std::tuple<nb::object, Tokens, bool>>& items,
+                                               int64_t width,
+                                               void (Decoder::*pass)(ThreadPool&, const std::vector<Part>&, float*)) {
     std::vector<Part> parts;
     int64_t rows = 0;
     for (const auto& [cache, tokens, all_logits] : items) {
@@ -59,15 +62,24 @@ nb::ndarray<nb::numpy, float, nb::ndim<2>> forward(BoundDecoder& self, ThreadPoo
         parts.push_back({nb::cast<KvCache*>(cache), tokens.data(), count, all_logits});
         rows += all_logits ? count : 1;
     }
-    const int64_t vocab = self.decoder->spec().vocab_size;
-    std::unique_ptr<float[]> logits(new float[static_cast<size_t>(rows * vocab)]);
+    std::unique_ptr<float[]> out(new float[static_cast<size_t>(rows * width)]);
     {
         nb::gil_scoped_release release;
-        self.decoder->forward(pool, parts, logits.get());
+        ((*self.decoder).*pass)(pool, parts, out.get());
     }
-    float* data = logits.release();
+    float* data = out.release();
     nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-    return {data, {static_cast<size_t>(rows), static_cast<size_t>(vocab)}, owner};
+    return {data, {static_cast<size_t>(rows), static_cast<size_t>(width)}, owner};
+}
+
+using Items = std::vector<std::tuple<nb::object, Tokens, bool>>;
+
+nb::ndarray<nb::numpy, float, nb::ndim<2>> forward(BoundDecoder& self, ThreadPool& pool, const Items& items) {
+    return run(self, pool, items, self.decoder->spec().vocab_size, &Decoder::forward);
+}
+
+nb::ndarray<nb::numpy, float, nb::ndim<2>> hidden_states(BoundDecoder& self, ThreadPool& pool, const Items& items) {
+    return run(self, pool, items, self.decoder->spec().hidden_size, &Decoder::hidden_states);
 }
 
 }  // namespace
@@ -91,6 +103,7 @@ void bind_decoder(nb::module_& m) {
         .def("__init__", &construct, nb::arg("spec"), nb::arg("packed"), nb::arg("vectors"), nb::arg("compute"),
              nb::arg("tier"))
         .def("forward", &forward, nb::arg("pool"), nb::arg("parts"))
+        .def("hidden_states", &hidden_states, nb::arg("pool"), nb::arg("parts"))
         .def(
             "profile", [](BoundDecoder& d, bool on) { d.decoder->profile(on); }, nb::arg("on"))
         .def("phase_seconds", [](const BoundDecoder& d) {

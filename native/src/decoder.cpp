@@ -37,7 +37,8 @@ struct Decoder::Impl {
     void carve(Carver& carver, int64_t rows, int threads);
     void reserve(int64_t rows, int threads);
     void check(const std::vector<Part>& parts) const;
-    std::vector<Chunk> plan(const std::vector<Part>& parts, float* logits) const;
+    std::vector<Chunk> plan(const std::vector<Part>& parts, bool hidden, float* out) const;
+    void pass(ThreadPool& pool, const std::vector<Part>& parts, bool hidden, float* out);
 };
 
 // Widths, once: an input buffer is as wide as its widest reader.
@@ -132,13 +133,15 @@ void Decoder::Impl::check(const std::vector<Part>& parts) const {
     }
 }
 
-std::vector<Chunk> Decoder::Impl::plan(const std::vector<Part>& parts, float* logits) const {
+std::vector<Chunk> Decoder::Impl::plan(const std::vector<Part>& parts, bool hidden, float* out) const {
     std::vector<Chunk> chunks;
+    const int64_t width = hidden ? spec.hidden_size : spec.vocab_size;
     for (const Part& part : parts) {
         for (int64_t done = 0; done < part.count;) {
             if (chunks.empty() || static_cast<int64_t>(chunks.back().rows.size()) == kChunkRows) {
                 chunks.emplace_back();
-                chunks.back().logits = logits;
+                chunks.back().hidden = hidden;
+                chunks.back().out = out;
             }
             Chunk& chunk = chunks.back();
             const int64_t first_row = static_cast<int64_t>(chunk.rows.size());
@@ -149,13 +152,28 @@ std::vector<Chunk> Decoder::Impl::plan(const std::vector<Part>& parts, float* lo
                 chunk.rows.push_back({part.cache, part.tokens[done + i], position + i});
                 if (part.all_logits || done + i + 1 == part.count) {
                     chunk.logit_rows.push_back(first_row + i);
-                    logits += spec.vocab_size;
+                    out += width;
                 }
             }
             done += count;
         }
     }
     return chunks;
+}
+
+void Decoder::Impl::pass(ThreadPool& pool, const std::vector<Part>& parts, bool hidden, float* out) {
+    if (parts.empty()) return;
+    std::lock_guard<std::mutex> guard(entry);
+    check(parts);
+    const std::vector<Chunk> chunks = plan(parts, hidden, out);
+    int64_t rows = 0;
+    for (const Chunk& chunk : chunks) rows = std::max(rows, static_cast<int64_t>(chunk.rows.size()));
+    reserve(rows, pool.size());
+    const Engine engine{spec, resolved, kernels, scratch, profiling ? &times : nullptr};
+    pool.run([&](Team& team) {
+        for (const Chunk& chunk : chunks) run_chunk(team, engine, chunk);
+    });
+    for (const Part& part : parts) part.cache->advance(part.count);
 }
 
 Decoder::Decoder(ModelSpec spec, Weights weights, Compute compute, Tier tier)
@@ -165,19 +183,11 @@ Decoder::~Decoder() = default;
 const ModelSpec& Decoder::spec() const { return impl_->spec; }
 
 void Decoder::forward(ThreadPool& pool, const std::vector<Part>& parts, float* logits) {
-    if (parts.empty()) return;
-    Impl& d = *impl_;
-    std::lock_guard<std::mutex> guard(d.entry);
-    d.check(parts);
-    const std::vector<Chunk> chunks = d.plan(parts, logits);
-    int64_t rows = 0;
-    for (const Chunk& chunk : chunks) rows = std::max(rows, static_cast<int64_t>(chunk.rows.size()));
-    d.reserve(rows, pool.size());
-    const Engine engine{d.spec, d.resolved, d.kernels, d.scratch, d.profiling ? &d.times : nullptr};
-    pool.run([&](Team& team) {
-        for (const Chunk& chunk : chunks) run_chunk(team, engine, chunk);
-    });
-    for (const Part& part : parts) part.cache->advance(part.count);
+    impl_->pass(pool, parts, false, logits);
+}
+
+void Decoder::hidden_states(ThreadPool& pool, const std::vector<Part>& parts, float* out) {
+    impl_->pass(pool, parts, true, out);
 }
 
 void Decoder::profile(bool on) {

@@ -209,6 +209,12 @@ private:
             quantize_columns(k_, normed, i, 0, s_.hidden_size);
         }
         mark(Phase::norm);
+        if (chunk_.hidden) {
+            for (int64_t i = mine.begin; i < mine.end; i++)
+                std::copy_n(b_.normed.row(i), s_.hidden_size, chunk_.out + i * s_.hidden_size);
+            mark(Phase::head);
+            return;
+        }
         LinearInput in = normed;
         if (w_.head_in) {
             in = b_.word.input(wanted);
@@ -222,13 +228,13 @@ private:
         const bool direct = vocab % kPanelRows == 0;  // else linear() needs room for whole panels behind each row
         for (int64_t first = 0; first < wanted; first += kHeadRows) {
             const int64_t count = std::min(kHeadRows, wanted - first);
-            const OutputBuffer out = direct ? OutputBuffer{chunk_.logits + first * vocab, vocab} : b_.logits;
+            const OutputBuffer out = direct ? OutputBuffer{chunk_.out + first * vocab, vocab} : b_.logits;
             product(w_.head, rows_of(in, first, count), out);
             mark(Phase::head);
             if (direct && s_.logit_scale == 1.0f && s_.logit_softcap == 0.0f) continue;
             for_share(team_, count, vocab, 1024, [&](int64_t r, int64_t begin, int64_t end) {
                 const float* from = out.row(r);
-                float* to = chunk_.logits + (first + r) * vocab;
+                float* to = chunk_.out + (first + r) * vocab;
                 for (int64_t i = begin; i < end; i++) to[i] = from[i] * s_.logit_scale;
                 if (s_.logit_softcap != 0.0f)
                     for (int64_t i = begin; i < end; i++)

@@ -24,7 +24,8 @@ struct Chunk {
     std::vector<Row> rows;
     std::vector<Segment> segments;
     std::vector<int64_t> logit_rows;  // rows of this chunk whose logits are wanted, ascending
-    float* logits = nullptr;          // of the first of them
+    bool hidden = false;              // final hidden states are wanted instead
+    float* out = nullptr;             // of the first of them
 };
 
 // cos and sin of the rows of a chunk, [rope][row][dim/2 cos, dim/2 sin].

@@ -22,7 +22,7 @@ from lowbit import __version__
 from lowbit.checkpoint._replace import put_in_place, refuse_target, staging_folder, sync_file
 from lowbit.checkpoint._weights import WeightsFile, write_weights
 from lowbit.formats import FORMATS
-from lowbit.models._spec import ModelSpec
+from lowbit.models._spec import SPECS, EncoderSpec, ModelSpec
 from lowbit.packed import PackedTensor
 from lowbit.sources._foreign import refuse_foreign
 
@@ -43,17 +43,19 @@ class LoadedModel:
     """A model in memory: its graph, its tensors by canonical name, and what belongs to it.
 
     tensors: PackedTensor, or float32 array for vectors. config: the Hugging Face config.json. tokenizer_files: path of
-    each file by its name in the folder. quantization: the choices made (format, group_size, ...), without the spec.
+    each file by its name in the folder. embedding_files: likewise, what sentence-transformers keeps beside a model
+    (pooling, prompts, lengths, dense layers). quantization: the choices made (format, group_size, ...), without the spec.
     provenance: where the weights came from (source, revision, lowbit, created).
     """
 
-    spec: ModelSpec
+    spec: ModelSpec | EncoderSpec
     tensors: dict[str, PackedTensor | np.ndarray]
     config: dict[str, Any]
     generation_config: dict[str, Any] = field(default_factory=dict)
     tokenizer_files: dict[str, Path] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     quantization: dict[str, Any] = field(default_factory=dict)
+    embedding_files: dict[str, Path] = field(default_factory=dict)
     notices: dict[str, Path] = field(default_factory=dict)  # licences and the like that travel with the weights
 
     @property
@@ -145,13 +147,14 @@ def _write(loaded: LoadedModel, stage: Path) -> None:
         "quant_method": QUANT_METHOD,
         "version": VERSION,
         **loaded.quantization,
+        "graph": next(name for name, kind in SPECS.items() if isinstance(loaded.spec, kind)),
         "spec": loaded.spec.to_dict(),
     }
     quantization = json.loads(json.dumps(quantization))  # as it will be read back: tuples are lists
     _write_json(stage / CONFIG, {**loaded.config, "quantization_config": quantization})
     if loaded.generation_config:
         _write_json(stage / GENERATION_CONFIG, loaded.generation_config)
-    for name, path in {**loaded.tokenizer_files, **loaded.notices}.items():
+    for name, path in {**loaded.tokenizer_files, **loaded.embedding_files, **loaded.notices}.items():
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             raise FileNotFoundError(f"{path} is gone since the model was loaded; load it again and save then")
@@ -166,6 +169,7 @@ def _write(loaded: LoadedModel, stage: Path) -> None:
         "quantization_crc32": _table_crc(quantization),
         "weights": {"file": WEIGHTS, **write_weights(stage / WEIGHTS, loaded.tensors)},
         "files": files,
+        "embedding_files": sorted(loaded.embedding_files),
         "notices": sorted(loaded.notices),
     }
     _write_json(stage / MANIFEST, manifest)
@@ -215,21 +219,22 @@ def _load(folder: Path, verify: bool | None) -> LoadedModel:
         for complaint in _changed_files(folder, manifest):
             logger.warning("%s", complaint)
     try:
-        spec = ModelSpec.from_dict(quantization.pop("spec"))
+        spec = SPECS[quantization.pop("graph", "decoder")].from_dict(quantization.pop("spec"))
         tensors = {name: _tensor(name, weights) for name in weights.names}
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder} is damaged ({error!r} missing or malformed); save the model again") from None
     generation = folder / GENERATION_CONFIG
-    notices = set(manifest.get("notices", ()))
+    notices, embedding = (set(manifest.get(kind, ())) for kind in ("notices", "embedding_files"))
     extra = {name: folder / name for name in manifest["files"] if name not in (CONFIG, GENERATION_CONFIG)}
     return LoadedModel(
         spec=spec,
         tensors=tensors,
         config=config,
         generation_config=read_json(generation) if generation.exists() else {},
-        tokenizer_files={name: path for name, path in extra.items() if name not in notices and path.exists()},
+        tokenizer_files={n: path for n, path in extra.items() if n not in notices | embedding and path.exists()},
         provenance=dict(manifest["provenance"]),
         quantization={k: v for k, v in quantization.items() if k not in ("quant_method", "version")},
+        embedding_files={name: path for name, path in extra.items() if name in embedding and path.exists()},
         notices={name: path for name, path in extra.items() if name in notices and path.exists()},
     )
 

@@ -93,7 +93,7 @@ def bert_like(
     return Family(spec, tuple(made + head_recipes), prefixes)
 
 
-BERT_LAYER = {
+BERT_LAYER: dict[str, Any] = {
     "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
     "o": "attention.output.dense",
     "attention_norm": "attention.output.LayerNorm",

@@ -39,7 +39,7 @@ An encoder has embedding, embedding_norm, layers and final_norm under the same n
     head_norm.weight/.bias
     head.weight/.bias               [labels, hidden]
 
-Its attention_norm and ffn_norm stand behind the blocks where norm_place is "post" (BERT), before them where it is "pre".
+Its attention_norm and ffn_norm stand behind the blocks where norm_place is "post" (BERT), before them if it is "pre".
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 NORMS = ("rms", "layer")
 NORM_PLACES = ("pre", "post", "sandwich")
@@ -166,6 +166,7 @@ class EncoderSpec:
         return _from_dict(cls, data)
 
 
+SPECS: dict[str, type[ModelSpec] | type[EncoderSpec]] = {"decoder": ModelSpec, "encoder": EncoderSpec}
 Spec = TypeVar("Spec", ModelSpec, EncoderSpec)
 
 
@@ -176,7 +177,7 @@ def _from_dict(cls: type[Spec], data: dict) -> Spec:
         raise ValueError(
             f"unknown {cls.__name__} fields {unknown}: this folder was written by a newer lowbit; upgrade lowbit"
         )
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
     values["ropes"] = tuple(
         Rope(**{**r, "inv_freq": tuple(r["inv_freq"]), "inv_freq_long": tuple(r.get("inv_freq_long", ()))})
         for r in data.get("ropes", ())
@@ -206,7 +207,7 @@ class Recipe:
 
     kind: "matrix" (quantised), "embedding" (format of embeddings), "head" (format of the head), "table" (a small matrix
     kept in the checkpoint's float type) or "vector" (kept fp32). interleave: 16-row panels of the two halves of the
-    result alternate (gate_up); each half is padded with zero rows to 16. optional: absent sources mean an absent tensor,
+    result alternate (gate_up); each half is padded with zero rows to 16. optional: absent sources mean no tensor,
     not an error.
     """
 

@@ -35,8 +35,16 @@ TOKENIZER_FILES = (
     "chat_template.json",
     "additional_chat_templates/*.jinja",
 )
+# What sentence-transformers keeps beside an embedder: how rows become a vector, prompts, lengths, layers behind pooling.
+EMBEDDING_FILES = (
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "[0-9]_*/config.json",
+    "[0-9]_Dense/model.safetensors",
+)
 NOTICES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
-SMALL_FILES = ("config.json", "generation_config.json", "lowbit.json", *TOKENIZER_FILES, *NOTICES)
+SMALL_FILES = ("config.json", "generation_config.json", "lowbit.json", *TOKENIZER_FILES, *EMBEDDING_FILES, *NOTICES)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,9 @@ public:
     // queue.
     void forward(ThreadPool& pool, const std::vector<Part>& parts, float* logits);
 
+    // The same with what the head reads instead of what it says: final hidden states, fp32 [sum of logit rows][hidden_size].
+    void hidden_states(ThreadPool& pool, const std::vector<Part>& parts, float* out);
+
     // Starts timing phases from zero, or stops.
     void profile(bool on);
     PhaseTimes phase_times() const;

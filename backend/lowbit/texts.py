@@ -1,0 +1,90 @@
+"""Texts of many lengths as token ids: checked, encoded in one batch, cut at the model's limit where that is allowed.
+
+What `Embedder` and `Reranker` share. Nothing is cut silently: a cut is logged once per model, and is an error where
+neither the caller nor the model's configuration allows it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lowbit.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+class Encoding:
+    """The tokenizer of an embedder or reranker. max_length: tokens of a text, special ones included."""
+
+    def __init__(self, tokenizer: Tokenizer, max_length: int, truncate: bool, model_id: str) -> None:
+        self.max_length = max_length
+        self.truncate = truncate
+        self._backend = tokenizer.backend
+        self._model_id = model_id
+        self._lock = threading.Lock()
+        self._told = False
+        if truncate:
+            self._backend.enable_truncation(max_length)  # pairs: from the longer of the two
+
+    def __call__(self, texts: Sequence[str | tuple[str, str]], first: int = 0) -> list[Any]:
+        """Returns the tokenizers library's encodings of texts or pairs, `first` being the callers' number of texts[0].
+
+        Raises ValueError for a text without tokens, and for one that is too long and must not be cut.
+        """
+        encodings = self._backend.encode_batch(list(texts))
+        for i, encoding in enumerate(encodings):
+            count = len(encoding)
+            if count == 0:
+                raise ValueError(
+                    f"texts[{first + i}] is empty and this model's tokenizer adds no special tokens; leave it out"
+                )
+            if count > self.max_length:
+                raise ValueError(
+                    f"texts[{first + i}] has {count} tokens, the limit of {self._model_id} is {self.max_length}; split "
+                    "it, or pass truncate=True to cut it"
+                )
+            if encoding.overflowing and not self._told:
+                self._tell(first + i)
+        return encodings
+
+    def _tell(self, index: int) -> None:
+        with self._lock:
+            if self._told:
+                return
+            self._told = True
+        logger.warning(
+            "texts[%d] has more than the %d tokens that %s reads and was cut; this is said once", index,
+            self.max_length, self._model_id,
+        )  # fmt: skip
+
+
+def ids_of(encoding: Any) -> np.ndarray:
+    """Returns the ids of an encoding, int32."""
+    return np.array(encoding.ids, np.int32)
+
+
+def limit(context: int, tokenizer: Tokenizer, configured: int | None, asked: int | None) -> int:
+    """Returns the longest text in tokens: the caller's wish, else the configuration's, within what the model can read.
+
+    Raises ValueError when the caller asks for more than that.
+    """
+    if asked is not None and not 1 <= asked <= context:
+        raise ValueError(f"max_length={asked} is not possible: this model reads 1 to {context} tokens")
+    if asked is not None:
+        return asked
+    own = tokenizer.config.get("model_max_length")  # a huge number where nothing is known
+    return min(context, configured or context, int(own) if own else context)
+
+
+def check_texts(texts: Sequence[Any], what: str = "texts", first: int = 0) -> None:
+    """Raises TypeError naming the first item that is no string."""
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(
+                f"{what}[{first + i}] is {'None' if text is None else type(text).__name__}, it must be a string"
+            )
