@@ -43,9 +43,9 @@ def distribution(logits, options):
         x[~allowed] = -np.inf
     if options["temperature"] == 0:
         return np.eye(len(x))[int(np.argmax(x))]
-    x = (x.astype(np.float64) - x.max()) / np.float64(np.float32(options["temperature"]))
     if 0 < options["top_k"] < len(x):
         x[x < np.sort(x)[-options["top_k"]]] = -np.inf
+    x = (x.astype(np.float64) - x.max()) / np.float64(np.float32(options["temperature"]))
     order = np.lexsort((np.arange(len(x)), -x))
     p = np.exp(x[order])
     if options["top_p"] < 1:
