@@ -312,8 +312,8 @@ def _is_prompt(value: Any) -> bool:
     """True for one prompt (text or a flat sequence of ids), False for a list of prompts."""
     if isinstance(value, str):
         return True
-    if isinstance(value, np.ndarray):
-        return value.ndim == 1
+    if hasattr(value, "ndim"):  # numpy's and torch's arrays
+        return bool(value.ndim == 1)
     return len(value) > 0 and isinstance(value[0], (int, np.integer))
 
 

@@ -69,6 +69,22 @@ def test_chunks_batches_and_reuse_do_not_change_the_tokens(model, prompts):
     assert batch.cached_tokens(0) == len(ids) - 3
 
 
+@pytest.mark.parametrize("format", ["sym_int4", "asym_int5", "sym_int8", "nf4", "fp6", "fp8_e4m3", "fp16"])
+def test_logits_do_not_depend_on_who_else_is_in_the_pass(source, format):
+    """What makes a batch equal its single prompts, and a reused session a fresh one: equal bits, in every format."""
+    engine = lowbit.load(source, format, device="cpu", threads=1).generator.engine
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, engine.vocab_size, n).astype(np.int32) for n in (20, 7, 33, 1, 15, 9, 28, 16, 12)]
+    alone = [engine.forward([(engine.new_cache(engine.context), p, False)])[0] for p in prompts]
+    together = engine.forward([(engine.new_cache(engine.context), p, False) for p in prompts])
+    np.testing.assert_array_equal(together, np.stack(alone))
+    for expected, prompt in zip(alone, prompts, strict=True):
+        cache = engine.new_cache(engine.context)
+        for start in range(0, len(prompt), 6):
+            logits = engine.forward([(cache, prompt[start : start + 6], False)])
+        np.testing.assert_array_equal(logits[0], expected)
+
+
 def test_the_context_may_be_filled_to_its_end(model, prompts):
     context = model.context
     prompt = (model.encode(prompts[0]) * context)[: context - 4]

@@ -40,6 +40,17 @@ def test_prompts_may_be_text_or_ids():
     both = model.generate(["hi", ids])
     assert [c.text for c in both] == ["yes", "yes"]
     assert model.generate([]) == []
+    assert [c.text for c in model.generate(np.array([ids, ids]))] == ["yes", "yes"]
+
+
+@pytest.mark.torch
+def test_prompts_may_be_tensors():
+    import torch
+
+    model = toy.text_model({"hi": "yes"})
+    ids = torch.tensor([toy.BOS, *b"hi"])
+    assert model.generate(ids).text == "yes"
+    assert [c.text for c in model.generate(ids[None])] == ["yes"]
 
 
 @pytest.mark.parametrize("stop", ["?", "**", ".", "a.b", "(", "\\", "wö", "h", "hello", ["zz", "lo"], "d 你"])
