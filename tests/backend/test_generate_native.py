@@ -11,6 +11,7 @@ import lowbit
 from lowbit.generate import Generator, Request
 from lowbit.sampling import GenerationOptions
 from shared_data import shared
+from stop_reference import cut
 
 MODELS = ["demo", "stories260k", "zh-poem-llama", "shakespeare-char-gpt2", "shakespeare-char-opt"]
 PROMPTS = {
@@ -125,6 +126,19 @@ async def test_async_calls_agree(model, prompts):
     assert await asyncio.gather(*map(one, prompts)) == [
         c.text for c in await model.agenerate(prompts, max_new_tokens=12)
     ]
+
+
+def test_any_piece_of_the_text_may_be_a_stop_string(model, prompts):
+    """Pieces cross token borders everywhere; the text must end just before, streamed or not."""
+    whole = model.generate(prompts[0], max_new_tokens=32).text
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        start = int(rng.integers(len(whole)))
+        stop = whole[start : start + int(rng.integers(1, 6))]
+        expected, _ = cut(whole, [stop])
+        done = model.generate(prompts[0], max_new_tokens=32, stop=stop)
+        assert (done.text, done.finish_reason) == (expected, "stop")
+        assert "".join(d.text for d in model.stream(prompts[0], max_new_tokens=32, stop=stop)) == expected
 
 
 def test_low_bit_folder_gives_the_same_text(model, prompts, tmp_path):
