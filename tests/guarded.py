@@ -10,7 +10,7 @@ _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _PROT_NONE = 0
 
 
-def guarded(values: np.ndarray, at: str) -> np.ndarray:
+def guarded(values: np.ndarray, at: str = "end") -> np.ndarray:
     """Returns a copy of `values` that ends ("end") right before an unmapped page, or starts ("start") right behind one."""
     page = mmap.PAGESIZE
     body = -(-max(values.nbytes, 1) // page) * page
