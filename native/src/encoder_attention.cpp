@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "encoder_forward.h"
 #include "rope.h"
@@ -12,6 +13,8 @@ namespace lowbit {
 namespace {
 
 constexpr int64_t kQueryRows = 32;  // queries that share a pass over the keys
+constexpr int64_t kStrip = 16;      // keys that are transposed together
+constexpr int64_t kSpanBlocks = 8;  // blocks of keys whose scores stand beside each other; texts up to 512 need no more
 
 // One head of one text.
 struct Unit {
@@ -38,9 +41,9 @@ public:
         q_ = values_ + positions * width_;
         out_ = q_ + kQueryRows * dim_;
         scores_ = out_ + kQueryRows * width_;
-        largest_ = scores_ + kQueryRows * kKvBlock;
+        largest_ = scores_ + kSpanBlocks * kQueryRows * kKvBlock;
         sums_ = largest_ + kQueryRows;
-        row_ = sums_ + kQueryRows;
+        rows_ = sums_ + kQueryRows;
     }
 
     void run(const Unit& u) {
@@ -58,12 +61,18 @@ private:
     }
 
     void load_keys_and_values(const Unit& u) {
-        for (int64_t t = 0; t < u.text.rows; t++) {
-            load(u.text, t, 1, u.head, row_);
-            if (rope_ >= 0) rotate(s_.ropes[rope_], e_.positions.at(s_, rope_, t), row_);
-            float* key = keys_ + t / kKvBlock * kKvBlock * dim_ + t % kKvBlock;
-            for (int64_t d = 0; d < dim_; d++) key[d * kKvBlock] = row_[d];
-            load(u.text, t, 2, u.head, values_ + t * width_);
+        for (int64_t t = 0; t < u.text.rows; t += kStrip) {
+            const int64_t count = std::min(kStrip, u.text.rows - t);
+            for (int64_t i = 0; i < count; i++) {
+                float* key = rows_ + i * dim_;
+                load(u.text, t + i, 1, u.head, key);
+                if (rope_ >= 0) rotate(s_.ropes[rope_], e_.positions.at(s_, rope_, t + i), key);
+                load(u.text, t + i, 2, u.head, values_ + (t + i) * width_);
+            }
+            // A strip of keys at a time, so that what one of them writes is a whole cache line.
+            float* to = keys_ + t / kKvBlock * kKvBlock * dim_ + t % kKvBlock;
+            for (int64_t d = 0; d < dim_; d++)
+                for (int64_t i = 0; i < kStrip; i++) to[d * kKvBlock + i] = rows_[i * dim_ + d];
         }
     }
 
@@ -78,12 +87,8 @@ private:
         std::memset(sums_, 0, count * sizeof(float));
         const int64_t begin = reach_ ? std::max<int64_t>(0, first - reach_) : 0,
                       end = reach_ ? std::min(u.text.rows, first + count + reach_) : u.text.rows;
-        for (int64_t block = begin / kKvBlock * kKvBlock; block < end; block += kKvBlock) {
-            const int64_t keys = std::min<int64_t>(kKvBlock, u.text.rows - block);
-            v_.attention_scores(q_, count, keys_ + block * dim_, DType::fp32, keys, dim_, scores_);
-            for (int64_t r = 0; r < count; r++) weigh(u, first + r, r, block, keys);
-            v_.attention_values(scores_, count, values_ + block * width_, DType::fp32, keys, width_, out_);
-        }
+        for (int64_t span = begin / kKvBlock * kKvBlock; span < end; span += kSpanBlocks * kKvBlock)
+            attend_span(u, first, count, span, std::min(end, span + kSpanBlocks * kKvBlock));
         const int64_t column = u.head * dim_;
         for (int64_t r = 0; r < count; r++) {
             const int64_t row = u.text.first_row + first + r;
@@ -94,33 +99,56 @@ private:
         }
     }
 
-    // Scores of query r (at `position`) with `keys` keys from `block` become weights; keys out of reach get none.
-    void weigh(const Unit& u, int64_t position, int64_t r, int64_t block, int64_t keys) {
-        const int64_t from = reach_ ? std::clamp<int64_t>(position - reach_ - block, 0, keys) : 0,
-                      to = reach_ ? std::clamp<int64_t>(position + reach_ + 1 - block, 0, keys) : keys;
-        float* row = scores_ + r * kKvBlock;
-        if (from >= to) {
-            std::fill(row, row + keys, 0.0f);
-            return;
-        }
-        if (!s_.relative_buckets.empty()) {
-            const int64_t size = static_cast<int64_t>(s_.relative_buckets.size()), far = size / 2;
-            const float* bias = e_.weights.relative_bias.data() + u.head * size;
-            for (int64_t t = from; t < to; t++) row[t] += bias[std::clamp(block + t - position, -far, far) + far];
-        }
-        float top = v_.max(row + from, to - from);
-        if (sums_[r] != 0) {
-            top = std::max(top, largest_[r]);
-            const float shrink = std::exp(largest_[r] - top);
-            if (shrink != 1.0f) {
+    // Queries [first, first + count) with the keys [span, end), span being the start of a block.
+    void attend_span(const Unit& u, int64_t first, int64_t count, int64_t span, int64_t end) {
+        const int64_t blocks = (end - span + kKvBlock - 1) / kKvBlock;
+        const auto keys_of = [&](int64_t b) { return std::min<int64_t>(kKvBlock, u.text.rows - span - b * kKvBlock); };
+        const auto scores_of = [&](int64_t b) { return scores_ + b * kQueryRows * kKvBlock; };
+        for (int64_t b = 0; b < blocks; b++)
+            v_.attention_scores(q_, count, keys_ + (span + b * kKvBlock) * dim_, DType::fp32, keys_of(b), dim_,
+                                scores_of(b));
+        for (int64_t r = 0; r < count; r++) {
+            const int64_t position = first + r;
+            // Keys [from, to) of the span are within reach.
+            const int64_t last = std::min(u.text.rows, span + blocks * kKvBlock) - span;
+            const int64_t from = reach_ ? std::clamp<int64_t>(position - reach_ - span, 0, last) : 0,
+                          to = reach_ ? std::clamp<int64_t>(position + reach_ + 1 - span, 0, last) : last;
+            const auto each_block = [&](auto fn) {
+                for (int64_t b = from / kKvBlock; b * kKvBlock < to; b++) {
+                    const int64_t low = std::max<int64_t>(from - b * kKvBlock, 0),
+                                  high = std::min<int64_t>(kKvBlock, to - b * kKvBlock);
+                    fn(scores_of(b) + r * kKvBlock + low, high - low, span + b * kKvBlock + low);
+                }
+            };
+            if (!s_.relative_buckets.empty())
+                each_block(
+                    [&](float* row, int64_t n, int64_t key) { add_relative_bias(u.head, key - position, n, row); });
+            float top = sums_[r] != 0 ? largest_[r] : -std::numeric_limits<float>::infinity();
+            each_block([&](float* row, int64_t n, int64_t) { top = std::max(top, v_.max(row, n)); });
+            if (sums_[r] != 0 && top != largest_[r]) {
+                const float shrink = std::exp(largest_[r] - top);
                 sums_[r] *= shrink;
                 for (int64_t d = 0; d < dim_; d++) out_[r * width_ + d] *= shrink;
             }
+            largest_[r] = top;
+            each_block([&](float* row, int64_t n, int64_t) { sums_[r] += v_.exp_sum(row, top, n); });
+            if (from > 0 || to < last) clear_outside(r, from, to, last);
         }
-        largest_[r] = top;
-        sums_[r] += v_.exp_sum(row + from, top, to - from);
-        std::fill(row, row + from, 0.0f);
-        std::fill(row + to, row + keys, 0.0f);
+        for (int64_t b = 0; b < blocks; b++)
+            v_.attention_values(scores_of(b), count, values_ + (span + b * kKvBlock) * width_, DType::fp32, keys_of(b),
+                                width_, out_);
+    }
+
+    void add_relative_bias(int64_t head, int64_t distance, int64_t n, float* row) const {
+        const int64_t size = static_cast<int64_t>(s_.relative_buckets.size()), far = size / 2;
+        const float* bias = e_.weights.relative_bias.data() + head * size;
+        for (int64_t t = 0; t < n; t++) row[t] += bias[std::clamp(distance + t, -far, far) + far];
+    }
+
+    // Weights of query r for keys [0, from) and [to, last) of a span become zero.
+    void clear_outside(int64_t r, int64_t from, int64_t to, int64_t last) {
+        for (int64_t t = 0; t < last; t++)
+            if (t < from || t >= to) scores_[t / kKvBlock * kQueryRows * kKvBlock + r * kKvBlock + t % kKvBlock] = 0.0f;
     }
 
     const EncoderEngine& e_;
@@ -132,15 +160,15 @@ private:
     const float* qkv_bias_;
     const int rope_;
     const int64_t reach_;
-    float *keys_, *values_, *q_, *out_, *scores_, *largest_, *sums_, *row_;
+    float *keys_, *values_, *q_, *out_, *scores_, *largest_, *sums_, *rows_;
 };
 
 }  // namespace
 
 int64_t attention_floats(const EncoderSpec& s, int64_t longest) {
     const int64_t width = round_up(s.head_dim, kPanelRows);
-    return round_up(longest, kKvBlock) * (s.head_dim + width) + kQueryRows * (s.head_dim + width + kKvBlock + 2) +
-           width;
+    return round_up(longest, kKvBlock) * (s.head_dim + width) +
+           kQueryRows * (s.head_dim + width + kSpanBlocks * kKvBlock + 2) + kStrip * s.head_dim;
 }
 
 bool attend(const Team& team, const EncoderEngine& e, const TextChunk& chunk, int64_t layer,

@@ -191,6 +191,17 @@ def test_many_texts_fill_several_chunks():
         assert np.abs(alone[0] - together[i]).max() <= 1e-5
 
 
+@pytest.mark.parametrize("case", ["bert", "mpnet", "modernbert"])
+def test_long_texts(case):
+    """Longer than the 512 keys whose scores are kept together, and than a chunk of 1024 rows."""
+    model_type, settings = CASES[case]
+    pair = Pair(model_type, {**settings, "max_position_embeddings": 1200, "num_hidden_layers": 2})
+    texts = pair.texts((3, 1100, 530))
+    ours = ops.hidden_states(pair.encoder(), *packed(texts, None), ops.pool(2))
+    theirs = np.concatenate([pair.reference(t, None) for t in texts])
+    assert np.abs(ours - theirs).max() <= TOLERANCE
+
+
 def test_refusals():
     pair = Pair(*CASES["bert"])
     encoder, pool = pair.encoder(), ops.pool(2)

@@ -224,6 +224,8 @@ void values_of_rows(const float* weights, const void* values, int64_t count, int
     int64_t d = 0;
     for (; d + kKeyVectors * kLanes <= dim; d += kKeyVectors * kLanes)
         values_of_columns<dtype, R, kKeyVectors>(weights, values, count, dim, d, out);
+    // Heads of 32 with 16 lanes: two vectors at a time, because one has too few sums to hide the latency of the multiply-add.
+    for (; d + 2 * kLanes <= dim; d += 2 * kLanes) values_of_columns<dtype, R, 2>(weights, values, count, dim, d, out);
     for (; d < dim; d += kLanes) values_of_columns<dtype, R, 1>(weights, values, count, dim, d, out);
 }
 

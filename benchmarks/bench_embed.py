@@ -1,0 +1,124 @@
+"""How many texts per second does the encoder embed, and how long does one short query take?
+
+Random weights in the shapes of bge-small and bge-base, token ids in and vectors out (tokenising is not timed). Formats
+are sampled in turn in one process. Reports texts/s at `--batch` texts of `--tokens` tokens and milliseconds for one text
+of 16 tokens, as median and best, the rate of multiply-adds in the linear layers, and with --phases where the time goes.
+
+    python benchmarks/bench_embed.py --shapes bge-small bge-base --formats sym_int8 sym_int4
+"""
+
+import argparse
+import time
+from typing import Any
+
+import _common as common
+import numpy as np
+
+from lowbit import ops
+from lowbit.models import EncoderSpec
+from lowbit.quantize import quantize
+from lowbit.runtime import Runtime
+
+SHAPES = {
+    "bge-small": {"hidden_size": 384, "layers": 12, "heads": 12, "ffn_size": 1536},
+    "bge-base": {"hidden_size": 768, "layers": 12, "heads": 12, "ffn_size": 3072},
+}
+VOCAB = 30522
+QUERY_TOKENS = 16
+
+
+def spec_of(shape: str) -> EncoderSpec:
+    """Returns a BERT of that shape."""
+    sizes = SHAPES[shape]
+    head_dim = sizes["hidden_size"] // sizes["heads"]
+    return EncoderSpec(family="bert", vocab_size=VOCAB, head_dim=head_dim, context=512, token_types=2, **sizes)
+
+
+def tensors_of(spec: EncoderSpec, low_bit: str, seed: int = 0) -> dict[str, Any]:
+    """Returns random weights: matrices in a format, embeddings in sym_int8 or that float format."""
+    random = np.random.default_rng(seed)
+    hidden, ffn = spec.hidden_size, spec.ffn_size
+    outer = low_bit if low_bit in ("fp32", "bf16", "fp16") else "sym_int8"
+    tensors: dict[str, Any] = {}
+
+    def matrix(name: str, rows: int, k: int, form: str) -> None:
+        weight = random.standard_normal((rows, k), np.float32) / np.float32(k**0.5)
+        tensors[f"{name}.weight"] = quantize(weight, form)
+        tensors[f"{name}.bias"] = random.standard_normal(rows, np.float32) * np.float32(0.1)
+
+    def norm(name: str) -> None:
+        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = np.ones(hidden, np.float32), np.zeros(hidden, np.float32)
+
+    for name, rows in (("embedding", VOCAB), ("position_embedding", spec.context), ("token_type_embedding", 2)):
+        tensors[f"{name}.weight"] = quantize(random.standard_normal((rows, hidden), np.float32), outer)
+    norm("embedding_norm")
+    for i in range(spec.layers):
+        at = f"layers.{i}"
+        matrix(f"{at}.qkv", 3 * hidden, hidden, low_bit)
+        matrix(f"{at}.o", hidden, hidden, low_bit)
+        matrix(f"{at}.up", ffn, hidden, low_bit)
+        matrix(f"{at}.down", hidden, ffn, low_bit)
+        norm(f"{at}.attention_norm")
+        norm(f"{at}.ffn_norm")
+    return tensors
+
+
+def texts_of(count: int, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns token ids of `count` texts and where each ends."""
+    ids = np.random.default_rng(1).integers(1000, VOCAB, count * tokens).astype(np.int32)
+    return ids, np.arange(tokens, count * tokens + 1, tokens, dtype=np.int64)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--formats", nargs="+", default=["sym_int8", "sym_int4"])
+    parser.add_argument("--compute", choices=("int8", "fp32"), default="int8")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--tier")
+    parser.add_argument("--phases", action="store_true", help="seconds by phase of one batch")
+    parser.add_argument("--json", help="also write the figures to this file; - for standard output")
+    args = parser.parse_args()
+    runtime = Runtime(threads=args.threads, tier=args.tier, compute=args.compute).resolve()
+    batch, query = texts_of(args.batch, args.tokens), texts_of(1, QUERY_TOKENS)
+    rows = []
+    for shape in args.shapes:
+        spec = spec_of(shape)
+        encoders = {
+            f: ops.encoder(spec.to_dict(), tensors_of(spec, f), args.compute, runtime.tier) for f in args.formats
+        }
+
+        def seconds(encoder: Any, texts: tuple[np.ndarray, np.ndarray], repeat: int) -> float:
+            start = time.perf_counter()
+            for _ in range(repeat):
+                ops.embed(encoder, *texts, None, ("mean",), runtime.pool)
+            return (time.perf_counter() - start) / repeat
+
+        full = common.interleave({f: lambda e=e: seconds(e, batch, 1) for f, e in encoders.items()}, args.rounds)
+        single = common.interleave({f: lambda e=e: seconds(e, query, 20) for f, e in encoders.items()}, args.rounds)
+        layer = 4 * spec.hidden_size**2 + 2 * spec.hidden_size * spec.ffn_size
+        for name, encoder in encoders.items():
+            median = common.median(full[name])
+            row = {
+                "shape": shape,
+                "format": name,
+                "texts_s": round(args.batch / median, 1),
+                "texts_s_best": round(args.batch / min(full[name]), 1),
+                "query_ms": round(common.median(single[name]) * 1e3, 2),
+                "query_ms_best": round(min(single[name]) * 1e3, 2),
+                "linear_gmac_s": round(spec.layers * layer * args.batch * args.tokens / median / 1e9, 1),
+            }
+            if args.phases:
+                encoder.profile(True)
+                seconds(encoder, batch, 1)
+                row["phase_ms"] = {p: round(s * 1e3, 2) for p, s in encoder.phase_seconds().items() if s}
+                encoder.profile(False)
+            rows.append(row)
+    common.report("embed", rows, args.json, threads=runtime.threads, tier=runtime.tier, batch=args.batch, tokens=args.tokens)
+
+
+if __name__ == "__main__":
+    main()
