@@ -12,7 +12,7 @@ BACKEND = ROOT / "backend" / "lowbit"
 
 # Layers from the bottom up: a module may import its own layer and those below (docs in design.md, section 3).
 LAYERS = [
-    {"formats", "machine", "models._spec"},
+    {"formats", "machine", "models._spec", "replaced"},
     {"ops", "packed", "runtime", "reference"},
     {"models", "sources", "quantize", "checkpoint", "loading", "sampling", "stop", "perplexity"},
     {"tokenizer", "tokenizer_files", "sentencepiece", "detokenize", "sessions", "sentence", "texts"},

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from lowbit import checkpoint
 from lowbit.engine import DecoderEmbedder, EncoderEngine
 from lowbit.loading import TASKS, load_model
 from lowbit.models import EncoderSpec
+from lowbit.models._spec import POOLINGS
 from lowbit.options import split_options
-from lowbit.runtime import Runtime
+from lowbit.replaced import replacement
+from lowbit.runtime import Runtime, nearest
 from lowbit.sentence import read_settings
 from lowbit.texts import Encoding, check_texts, ids_of, limit
 from lowbit.tokenizer import Tokenizer
@@ -34,7 +37,9 @@ class Embedder:
     id_or_path: hub id, sentence-transformers folder, plain Hugging Face folder, or a folder of `save_low_bit`. low_bit:
     a format of `lowbit.formats`, or None for the checkpoint's own float type. max_length: longest text in tokens (None:
     as the model's files say). truncate: whether longer texts are cut (True) or refused (False); None follows the
-    model's files, which ask for cutting where they are sentence-transformers'. options: those of `lowbit.load`.
+    model's files, which ask for cutting where they are sentence-transformers'. pooling: how the rows of a text become
+    one vector, "cls", "mean", "max", ... (None: as the model's files say); `save_low_bit` saves the files' own.
+    options: those of `lowbit.load`.
 
     Raises ValueError or OSError with the cause and the fix; TypeError for an unknown option, with the nearest name.
 
@@ -50,8 +55,13 @@ class Embedder:
         *,
         max_length: int | None = None,
         truncate: bool | None = None,
+        pooling: str | None = None,
         **options: Any,
     ) -> None:
+        if pooling is not None and pooling not in POOLINGS:
+            hint = nearest(str(pooling), POOLINGS)
+            raise ValueError(f"unknown pooling {pooling!r}{hint} Choose from {', '.join(POOLINGS)}")
+        id_or_path = replacement(id_or_path)
         runtime_options, load_options = split_options(options)
         self.runtime = Runtime(**runtime_options).resolve()
         loaded = load_model(id_or_path, low_bit, runtime=self.runtime, task="embed", **load_options)
@@ -60,6 +70,10 @@ class Embedder:
         self.config: Mapping[str, Any] = loaded.config
         self.model_id = str(loaded.provenance.get("source", ""))
         self._settings = read_settings(loaded.embedding_files)
+        says = "modules.json" in loaded.embedding_files
+        self.configured_pooling = "+".join(self._settings.poolings) if says else None
+        if pooling is not None:
+            self._settings = replace(self._settings, poolings=(pooling,))
         self.tokenizer = Tokenizer.from_files(loaded.tokenizer_files)
         length = limit(self.spec.context, self.tokenizer, self._settings.max_length, max_length)
         cut = self._settings.truncates if truncate is None else truncate
@@ -69,7 +83,7 @@ class Embedder:
         if not is_encoder and self._settings.poolings != DecoderEmbedder.POOLINGS:
             raise ValueError(
                 f"{self.model_id}: an embedder made of a {self.spec.family} language model is supported with the last "
-                f"token's state only, its files ask for {', '.join(self._settings.poolings)}"
+                f"token's state only, not with {', '.join(self._settings.poolings)}"
             )
 
     def __repr__(self) -> str:
@@ -84,6 +98,14 @@ class Embedder:
         if self._settings.dense:
             return len(self._settings.dense[-1].weight)
         return self.spec.hidden_size * len(self._settings.poolings)
+
+    @property
+    def pooling(self) -> str:
+        """How the rows of a text become one vector; several, joined by "+", are put side by side.
+
+        `configured_pooling` is what the model's files say, None where they say nothing.
+        """
+        return "+".join(self._settings.poolings)
 
     @property
     def max_length(self) -> int:
