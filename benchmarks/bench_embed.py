@@ -1,8 +1,8 @@
 """How many texts per second does the encoder embed, and how long does one short query take?
 
 Random weights in the shapes of bge-small and bge-base, token ids in and vectors out (tokenising is not timed). Formats
-are sampled in turn in one process. Reports texts/s at `--batch` texts of `--tokens` tokens and milliseconds for one text
-of 16 tokens, as median and best, the rate of multiply-adds in the linear layers, and with --phases where the time goes.
+are sampled in turn in one process. Reports texts/s at `--batch` texts of `--tokens` tokens and milliseconds for one
+text of 16 tokens, as median and best, the rate of multiply-adds in the linear layers, with --phases the time by phase.
 
     python benchmarks/bench_embed.py --shapes bge-small bge-base --formats sym_int8 sym_int4
 """
@@ -80,10 +80,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--tier")
     parser.add_argument("--phases", action="store_true", help="seconds by phase of one batch")
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: with --threads 1, for a machine others share"
+    )
     parser.add_argument("--json", help="also write the figures to this file; - for standard output")
     args = parser.parse_args()
     runtime = Runtime(threads=args.threads, tier=args.tier, compute=args.compute).resolve()
     batch, query = texts_of(args.batch, args.tokens), texts_of(1, QUERY_TOKENS)
+    clock = time.perf_counter if args.clock == "wall" else time.process_time
     rows = []
     for shape in args.shapes:
         spec = spec_of(shape)
@@ -92,10 +96,10 @@ def main() -> None:
         }
 
         def seconds(encoder: Any, texts: tuple[np.ndarray, np.ndarray], repeat: int) -> float:
-            start = time.perf_counter()
+            start = clock()
             for _ in range(repeat):
                 ops.embed(encoder, *texts, None, ("mean",), runtime.pool)
-            return (time.perf_counter() - start) / repeat
+            return (clock() - start) / repeat
 
         full = common.interleave({f: lambda e=e: seconds(e, batch, 1) for f, e in encoders.items()}, args.rounds)
         single = common.interleave({f: lambda e=e: seconds(e, query, 20) for f, e in encoders.items()}, args.rounds)
@@ -117,7 +121,8 @@ def main() -> None:
                 row["phase_ms"] = {p: round(s * 1e3, 2) for p, s in encoder.phase_seconds().items() if s}
                 encoder.profile(False)
             rows.append(row)
-    common.report("embed", rows, args.json, threads=runtime.threads, tier=runtime.tier, batch=args.batch, tokens=args.tokens)
+    shape = {"batch": args.batch, "tokens": args.tokens, "clock": args.clock}
+    common.report("embed", rows, args.json, threads=runtime.threads, tier=runtime.tier, **shape)
 
 
 if __name__ == "__main__":

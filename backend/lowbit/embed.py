@@ -24,8 +24,7 @@ from lowbit.options import split_options
 from lowbit.replaced import replacement
 from lowbit.runtime import Runtime, nearest
 from lowbit.sentence import read_settings
-from lowbit.texts import Encoding, check_texts, ids_of, limit
-from lowbit.tokenizer import Tokenizer
+from lowbit.texts import Encoding, check_texts, ids_of, limit, tokenizer_of
 
 WINDOW_BATCHES = 32  # of texts that are tokenised together; bounds what a stream holds in memory
 OUTPUTS = ("float32", "int8", "binary")
@@ -74,7 +73,7 @@ class Embedder:
         self.configured_pooling = "+".join(self._settings.poolings) if says else None
         if pooling is not None:
             self._settings = replace(self._settings, poolings=(pooling,))
-        self.tokenizer = Tokenizer.from_files(loaded.tokenizer_files)
+        self.tokenizer = tokenizer_of(loaded)
         length = limit(self.spec.context, self.tokenizer, self._settings.max_length, max_length)
         cut = self._settings.truncates if truncate is None else truncate
         self._encode = Encoding(self.tokenizer, length, cut, self.model_id or str(id_or_path))
@@ -141,9 +140,9 @@ class Embedder:
         """Returns the vectors of texts in their order, [n, dim]; of one string its vector, [dim].
 
         normalize: to length 1 (None: as the model's files say). prompt, or prompt_name for one of the model's own, is
-        put before every text. truncate_dim: keep the first numbers of a vector (before normalising), for models made
-        for that. output: "float32"; "int8", each vector times 127 / its largest magnitude, rounded, which keeps cosines;
-        "binary", the signs, eight to a byte, uint8 [n, ceil(dim / 8)].
+        put before every text. truncate_dim: keep the first numbers of a vector, before normalising. output: "float32";
+        "int8", each vector times 127 / its largest magnitude, rounded, which keeps cosines; "binary", the signs, eight
+        to a byte, uint8 [n, ceil(dim / 8)].
 
         Raises TypeError for anything but strings and ValueError for a text that is too long and must not be cut.
         """

@@ -16,8 +16,7 @@ from lowbit.loading import TASKS, load_model
 from lowbit.options import split_options
 from lowbit.runtime import Runtime
 from lowbit.sentence import read_settings
-from lowbit.texts import Encoding, check_texts, ids_of, limit
-from lowbit.tokenizer import Tokenizer
+from lowbit.texts import Encoding, check_texts, ids_of, limit, tokenizer_of
 
 ACTIVATIONS = ("sigmoid", "none")
 WINDOW_BATCHES = 32  # of pairs that are tokenised together
@@ -55,7 +54,7 @@ class Reranker:
         self.config: Mapping[str, Any] = loaded.config
         self.model_id = str(loaded.provenance.get("source", ""))
         self.activation = activation or _configured_activation(loaded.config)
-        self.tokenizer = Tokenizer.from_files(loaded.tokenizer_files)
+        self.tokenizer = tokenizer_of(loaded)
         configured = read_settings(loaded.embedding_files).max_length
         length = limit(self.spec.context, self.tokenizer, configured, max_length)
         self._encode = Encoding(

@@ -13,9 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from lowbit.checkpoint import LoadedModel
 from lowbit.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
+
+NEED_JSON = frozenset({"roberta", "xlm-roberta", "mpnet", "modernbert"})  # families whose older files are not enough
 
 
 class Encoding:
@@ -66,6 +69,18 @@ class Encoding:
 def ids_of(encoding: Any) -> np.ndarray:
     """Returns the ids of an encoding, int32."""
     return np.array(encoding.ids, np.int32)
+
+
+def tokenizer_of(loaded: LoadedModel) -> Tokenizer:
+    """Returns the tokenizer of a model. Raises ValueError when its files leave open where special tokens stand."""
+    files, family = loaded.tokenizer_files, loaded.spec.family
+    if family in NEED_JSON and files and "tokenizer.json" not in files:
+        raise ValueError(
+            f"this {family} model has no tokenizer.json, only {', '.join(sorted(files))}, which do not say how its ids "
+            "are numbered and where special tokens stand; save it once with transformers: "
+            "AutoTokenizer.from_pretrained(model).save_pretrained(folder)"
+        )
+    return Tokenizer.from_files(files)
 
 
 def limit(context: int, tokenizer: Tokenizer, configured: int | None, asked: int | None) -> int:

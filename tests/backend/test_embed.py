@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import logging
+import math
 import shutil
 import threading
 
 import numpy as np
 import pytest
-from tiny_bert import write_bert, write_sentence_files
+from tiny_bert import bert_tensors, write_bert, write_sentence_files
 from tiny_hf import safetensors_bytes, write_llama
 
 import lowbit
+import lowbit.loading
 from lowbit.replaced import replacement
 from lowbit.sentence import Settings, read_settings
 from shared_data import shared
@@ -47,6 +50,44 @@ def test_order_and_shape(embedder):
         assert np.abs(embedder.encode(text) - vectors[i]).max() <= 1e-5
     assert np.abs(vectors[0] - vectors[4]).max() <= 1e-6
     assert np.abs(vectors[0] - vectors[1]).max() > 1e-2
+
+
+def numpy_bert(tensors: dict[str, np.ndarray], ids: list[int]) -> np.ndarray:
+    """Returns the last hidden states of the tiny BERT, [tokens, hidden], by the formulas of Devlin et al. 2018."""
+    t = {name: array.astype(np.float64) for name, array in tensors.items()}
+
+    def linear(name: str, x: np.ndarray) -> np.ndarray:
+        return x @ t[f"{name}.weight"].T + t[f"{name}.bias"]
+
+    def norm(name: str, x: np.ndarray) -> np.ndarray:
+        centred = x - x.mean(axis=-1, keepdims=True)
+        unit = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-12)
+        return unit * t[f"{name}.weight"] + t[f"{name}.bias"]
+
+    erf = np.vectorize(math.erf)
+    x = t["embeddings.word_embeddings.weight"][ids] + t["embeddings.position_embeddings.weight"][: len(ids)]
+    x = norm("embeddings.LayerNorm", x + t["embeddings.token_type_embeddings.weight"][0])
+    for at in ("encoder.layer.0", "encoder.layer.1"):
+        q, k, v = (
+            linear(f"{at}.attention.self.{n}", x).reshape(len(ids), 3, 16).transpose(1, 0, 2)
+            for n in ("query", "key", "value")
+        )
+        scores = np.exp(q @ k.transpose(0, 2, 1) / 4)
+        seen = (scores / scores.sum(axis=-1, keepdims=True) @ v).transpose(1, 0, 2).reshape(len(ids), 48)
+        x = norm(f"{at}.attention.output.LayerNorm", x + linear(f"{at}.attention.output.dense", seen))
+        inner = linear(f"{at}.intermediate.dense", x)
+        inner = inner / 2 * (1 + erf(inner / math.sqrt(2)))
+        x = norm(f"{at}.output.LayerNorm", x + linear(f"{at}.output.dense", inner))
+    return x
+
+
+def test_a_numpy_bert_agrees(plain):
+    config = json.loads((plain / "config.json").read_text())
+    model = lowbit.Embedder(plain, "fp32", compute="fp32")
+    ours = model.encode(["w5 w6 w7", "w8 " * 20])
+    for vector, words in zip(ours, ([5, 6, 7], [8] * 20), strict=True):
+        ids = [2, *(4 + w for w in words), 3]
+        assert np.abs(vector - numpy_bert(bert_tensors(config), ids).mean(axis=0)).max() <= 1e-5
 
 
 def test_a_stream_is_the_whole(embedder):
@@ -240,6 +281,28 @@ def test_a_model_without_a_tokenizer(tmp_path):
     (folder / "vocab.txt").unlink()
     with pytest.raises(ValueError, match="no tokenizer this version reads"):
         lowbit.Embedder(folder)
+
+
+def test_files_that_do_not_say_where_special_tokens_stand(plain):
+    from lowbit.texts import tokenizer_of
+
+    loaded = lowbit.loading.load_model(plain, "fp32", task="embed")
+    spec = dataclasses.replace(loaded.spec, family="xlm-roberta")
+    with pytest.raises(ValueError, match=r"this xlm-roberta model has no tokenizer\.json, only .*vocab\.txt"):
+        tokenizer_of(dataclasses.replace(loaded, spec=spec))
+
+
+def test_names_of_the_first_checkpoints(plain, tmp_path):
+    """Norms were called gamma and beta once."""
+    shutil.copytree(plain, tmp_path / "old")
+    tensors = bert_tensors(json.loads((plain / "config.json").read_text()))
+    renamed = {
+        n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): array
+        for n, array in tensors.items()
+    }
+    assert set(renamed) != set(tensors)
+    (tmp_path / "old" / "model.safetensors").write_bytes(safetensors_bytes(renamed))
+    assert (lowbit.Embedder(tmp_path / "old").encode(TEXTS) == lowbit.Embedder(plain).encode(TEXTS)).all()
 
 
 def test_a_language_model_that_says_how_to_embed(tmp_path):

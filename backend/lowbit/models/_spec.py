@@ -218,6 +218,12 @@ class Recipe:
     optional: bool = False
 
 
+def _spellings(source: str) -> tuple[str, ...]:
+    """Returns a tensor's name and, for a norm, the one that the first BERT checkpoints have for it."""
+    old = source.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+    return (source,) if old == source else (source, old)
+
+
 @dataclass(frozen=True)
 class Family:
     """What a family file returns for a config: the graph and where its weights come from.
@@ -239,7 +245,7 @@ class Family:
         missing: list[str] = []
         for recipe in self.recipes:
             spelled = [
-                next((p + part.source for p in self.prefixes if p + part.source in names), None)
+                next((p + name for p in self.prefixes for name in _spellings(part.source) if p + name in names), None)
                 for part in recipe.parts
             ]
             if all(spelled):
