@@ -12,6 +12,10 @@ namespace {
 
 constexpr int64_t kQueryRows = 32;  // (token, head) rows that share a pass over the keys
 
+// Steps cut their keys into spans of so many positions, so that all threads find work where there are few kv heads. The
+// cut does not depend on the number of threads, and so neither does the result.
+constexpr int64_t kSpan = 512;
+
 int64_t query_rows(const ModelSpec& s) { return std::max(kQueryRows, s.heads / s.kv_heads); }
 
 void norm_head(const ModelSpec& s, const VectorKernels& v, const float* weight, int64_t n, float* x) {
@@ -45,82 +49,132 @@ float query_scale(const ModelSpec& s, int64_t layer, int64_t position) {
     return scale;
 }
 
-// One pass over the keys for the queries of `tokens` rows from `first_row` that use kv head `head`.
+// Softmax over the keys seen so far, per query row: sums of e^(score - largest), and of the values weighted so.
+struct Softmax {
+    float* out;      // [rows][width], width = the cache's value stride
+    float* largest;  // [rows], meaningful where sums is not 0
+    float* sums;     // [rows]
+
+    Softmax(float* memory, int64_t rows, int64_t width)
+        : out(memory), largest(memory + rows * width), sums(memory + rows * width + rows) {}
+    static int64_t floats(int64_t rows, int64_t width) { return rows * (width + 2); }
+};
+
+// The queries of `tokens` rows of a segment from `first_row` that use kv head `head`.
 struct Block {
     const Segment& segment;
     int64_t first_row, tokens, head;
+
+    int64_t position() const { return segment.first_position + first_row - segment.first_row; }
 };
 
-void attend_block(const AttentionContext& c, const Block& b, float* scratch) {
+// Scores of one query row -> weights of its keys [from, to) of a block of `count`, zero for the others.
+void weigh(const AttentionContext& c, int64_t query_head, int64_t distance, float* row, int64_t from, int64_t to,
+           int64_t count, float* out, int64_t width, float& largest, float& sum) {
+    const ModelSpec& s = c.spec;
+    if (from >= to) {
+        std::fill(row, row + count, 0.0f);
+        return;
+    }
+    if (s.attention_softcap != 0)
+        for (int64_t t = from; t < to; t++) row[t] = s.attention_softcap * std::tanh(row[t] / s.attention_softcap);
+    if (!s.alibi_slopes.empty())
+        for (int64_t t = from; t < to; t++) row[t] += s.alibi_slopes[query_head] * static_cast<float>(t - distance);
+    float top = c.kernels.vector.max(row + from, to - from);
+    if (sum != 0) {
+        top = std::max(top, largest);
+        const float shrink = std::exp(largest - top);
+        if (shrink != 1.0f) {
+            sum *= shrink;
+            for (int64_t d = 0; d < width; d++) out[d] *= shrink;
+        }
+    }
+    largest = top;
+    sum += c.kernels.vector.exp_sum(row + from, top, to - from);
+    std::fill(row, row + from, 0.0f);
+    std::fill(row + to, row + count, 0.0f);
+}
+
+// The softmax of a block of queries over the keys at positions [begin, end), begin on a border of the cache's blocks.
+void accumulate(const AttentionContext& c, const Block& b, int64_t begin, int64_t end, float* scratch,
+                const Softmax& x) {
     const ModelSpec& s = c.spec;
     const VectorKernels& v = c.kernels.vector;
-    const int64_t group = s.heads / s.kv_heads, dim = s.head_dim, rows = b.tokens * group, most = query_rows(s);
     const KvCache& cache = *b.segment.cache;
-    const int64_t width = cache.value_stride();
-    float *q = scratch, *out = q + most * dim, *scores = out + most * width, *largest = scores + most * kKvBlock,
-          *sums = largest + most;
-
+    const int64_t group = s.heads / s.kv_heads, dim = s.head_dim, width = cache.value_stride(), rows = b.tokens * group;
+    float *q = scratch, *scores = q + rows * dim;
     for (int64_t t = 0; t < b.tokens; t++)
         std::memcpy(q + t * group * dim, c.scratch.qkv.row(b.first_row + t) + b.head * group * dim,
                     group * dim * sizeof(float));
-    std::memset(out, 0, rows * width * sizeof(float));
-    std::memset(sums, 0, rows * sizeof(float));
+    std::memset(x.out, 0, rows * width * sizeof(float));
+    std::memset(x.sums, 0, rows * sizeof(float));
 
     const int64_t window = s.layer_window.empty() ? 0 : s.layer_window[c.layer];
-    const int64_t first = b.segment.first_position + b.first_row - b.segment.first_row, last = first + b.tokens - 1;
-    const int64_t begin = window ? std::max<int64_t>(0, first - window + 1) : 0;
-    for (int64_t block = begin / kKvBlock * kKvBlock; block <= last; block += kKvBlock) {
+    const int64_t first = b.position(), last = std::min(end, first + b.tokens) - 1;
+    if (window) begin = std::max(begin, (first - window + 1) / kKvBlock * kKvBlock);
+    for (int64_t block = begin; block <= last; block += kKvBlock) {
         const int64_t count = std::min<int64_t>(kKvBlock, last + 1 - block);
         v.attention_scores(q, rows, cache.keys(c.layer, b.head, block), cache.shape().dtype, count, dim, scores);
         for (int64_t r = 0; r < rows; r++) {
             const int64_t position = first + r / group;
             const int64_t from = window ? std::max<int64_t>(0, position - window + 1 - block) : 0;
-            const int64_t to = std::min(count, position + 1 - block);
-            float* row = scores + r * kKvBlock;
-            if (from >= to) {
-                std::fill(row, row + count, 0.0f);
-                continue;
-            }
-            if (s.attention_softcap != 0)
-                for (int64_t t = from; t < to; t++)
-                    row[t] = s.attention_softcap * std::tanh(row[t] / s.attention_softcap);
-            if (!s.alibi_slopes.empty()) {
-                const float slope = s.alibi_slopes[b.head * group + r % group];
-                for (int64_t t = from; t < to; t++) row[t] += slope * static_cast<float>(block + t - position);
-            }
-            float top = v.max(row + from, to - from);
-            if (sums[r] != 0) {
-                top = std::max(top, largest[r]);
-                const float shrink = std::exp(largest[r] - top);
-                if (shrink != 1.0f) {
-                    sums[r] *= shrink;
-                    for (int64_t d = 0; d < dim; d++) out[r * width + d] *= shrink;
-                }
-            }
-            largest[r] = top;
-            sums[r] += v.exp_sum(row + from, top, to - from);
-            std::fill(row, row + from, 0.0f);
-            std::fill(row + to, row + count, 0.0f);
+            weigh(c, b.head * group + r % group, position - block, scores + r * kKvBlock, from,
+                  std::min(count, position + 1 - block), count, x.out + r * width, width, x.largest[r], x.sums[r]);
         }
-        v.attention_values(scores, rows, cache.values(c.layer, b.head, block), cache.shape().dtype, count, width, out);
+        v.attention_values(scores, rows, cache.values(c.layer, b.head, block), cache.shape().dtype, count, width,
+                           x.out);
     }
+}
 
-    const bool whole_groups = dim % kAtomK == 0;
+// The finished softmax of a block of queries into the input of the output projection.
+void finish(const AttentionContext& c, const Block& b, const Softmax& x) {
+    const int64_t group = c.spec.heads / c.spec.kv_heads, dim = c.spec.head_dim, column = b.head * group * dim;
+    const int64_t width = b.segment.cache->value_stride();
     for (int64_t t = 0; t < b.tokens; t++) {
-        const int64_t column = b.head * group * dim;
         float* to = c.scratch.attended.row(b.first_row + t) + column;
         for (int64_t h = 0; h < group; h++) {
             const int64_t r = t * group + h;
-            const float inverse = 1.0f / sums[r];
-            for (int64_t d = 0; d < dim; d++) to[h * dim + d] = out[r * width + d] * inverse;
+            const float inverse = 1.0f / x.sums[r];
+            for (int64_t d = 0; d < dim; d++) to[h * dim + d] = x.out[r * width + d] * inverse;
         }
-        if (whole_groups) quantize_columns(c.kernels, c.attended, b.first_row + t, column, column + group * dim);
+        if (attended_is_quantized(c.spec))
+            quantize_columns(c.kernels, c.attended, b.first_row + t, column, column + group * dim);
     }
+}
+
+// x += y: two softmaxes of the same queries over different keys.
+void merge(const Softmax& x, const Softmax& y, int64_t rows, int64_t width) {
+    for (int64_t r = 0; r < rows; r++) {
+        if (y.sums[r] == 0) continue;  // a span before the window
+        const float top = x.sums[r] == 0 ? y.largest[r] : std::max(x.largest[r], y.largest[r]);
+        const float keep = x.sums[r] == 0 ? 0.0f : std::exp(x.largest[r] - top), take = std::exp(y.largest[r] - top);
+        for (int64_t d = 0; d < width; d++)
+            x.out[r * width + d] = x.out[r * width + d] * keep + y.out[r * width + d] * take;
+        x.sums[r] = x.sums[r] * keep + y.sums[r] * take;
+        x.largest[r] = top;
+    }
+}
+
+Softmax span_of(const AttentionContext& c, const Segment& segment, int64_t head, int64_t span) {
+    const int64_t rows = segment.rows * (c.spec.heads / c.spec.kv_heads), width = segment.cache->value_stride();
+    return {c.scratch.spans + segment.span_floats + (head * segment.spans + span) * Softmax::floats(rows, width), rows,
+            width};
 }
 
 }  // namespace
 
-int64_t attention_floats(const ModelSpec& s) { return query_rows(s) * (2 * s.head_dim + kPanelRows + kKvBlock + 2); }
+int64_t attention_floats(const ModelSpec& s) {
+    const int64_t rows = query_rows(s);
+    return rows * (s.head_dim + kKvBlock) + Softmax::floats(rows, s.head_dim + kPanelRows);
+}
+
+int64_t plan_spans(const ModelSpec& spec, int64_t part_tokens, Segment& segment, int64_t floats) {
+    const int64_t group = spec.heads / spec.kv_heads, end = segment.first_position + segment.rows;
+    if (part_tokens * group > query_rows(spec) || end <= kSpan) return 0;
+    segment.spans = (end + kSpan - 1) / kSpan;
+    segment.span_floats = floats;
+    return spec.kv_heads * segment.spans * Softmax::floats(segment.rows * group, segment.cache->value_stride());
+}
 
 void fill_ropes(const Team& team, const ModelSpec& spec, const Chunk& chunk, const RopeTables& tables) {
     const int64_t ropes = static_cast<int64_t>(spec.ropes.size());
@@ -181,17 +235,42 @@ void rotate_and_store(const Team& team, const AttentionContext& c) {
               });
 }
 
-bool attend(const Team& team, const AttentionContext& c) {
-    const int64_t group = c.spec.heads / c.spec.kv_heads, tokens = std::max<int64_t>(1, query_rows(c.spec) / group);
+void attend(const Team& team, const AttentionContext& c) {
+    const int64_t group = c.spec.heads / c.spec.kv_heads, most = query_rows(c.spec);
+    const int64_t tokens = std::max<int64_t>(1, most / group);
     float* scratch = c.scratch.attention + team.id() * c.scratch.attention_stride;
-    int64_t unit = 0;  // later blocks of a prompt see more keys: dealing them out in turn evens that
-    for (const Segment& segment : c.chunk.segments)
+    float* own = scratch + most * (c.spec.head_dim + kKvBlock);
+    int64_t unit = 0;  // dealt out in turn, because later tokens of a prompt see more keys
+    const auto mine = [&] { return unit++ % team.size() == team.id(); };
+    for (const Segment& segment : c.chunk.segments) {
+        for (int64_t span = 0; span < segment.spans; span++)
+            for (int64_t head = 0; head < c.spec.kv_heads; head++)
+                if (mine())
+                    accumulate(c, {segment, segment.first_row, segment.rows, head}, span * kSpan, (span + 1) * kSpan,
+                               scratch, span_of(c, segment, head, span));
+        if (segment.spans) continue;
         for (int64_t at = 0; at < segment.rows; at += tokens)
             for (int64_t head = 0; head < c.spec.kv_heads; head++)
-                if (unit++ % team.size() == team.id())
-                    attend_block(c, {segment, segment.first_row + at, std::min(tokens, segment.rows - at), head},
-                                 scratch);
-    return c.spec.head_dim % kAtomK == 0;
+                if (mine()) {
+                    const Block block{segment, segment.first_row + at, std::min(tokens, segment.rows - at), head};
+                    const Softmax x(own, block.tokens * group, segment.cache->value_stride());
+                    accumulate(c, block, 0, block.position() + block.tokens, scratch, x);
+                    finish(c, block, x);
+                }
+    }
+}
+
+void merge_spans(const Team& team, const AttentionContext& c) {
+    const int64_t group = c.spec.heads / c.spec.kv_heads;
+    int64_t unit = 0;
+    for (const Segment& segment : c.chunk.segments)
+        for (int64_t head = 0; segment.spans && head < c.spec.kv_heads; head++) {
+            if (unit++ % team.size() != team.id()) continue;
+            const Softmax x = span_of(c, segment, head, 0);
+            for (int64_t span = 1; span < segment.spans; span++)
+                merge(x, span_of(c, segment, head, span), segment.rows * group, segment.cache->value_stride());
+            finish(c, {segment, segment.first_row, segment.rows, head}, x);
+        }
 }
 
 }  // namespace lowbit

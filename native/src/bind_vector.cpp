@@ -1,5 +1,5 @@
-// The element-wise and attention kernels of a tier, called directly: what the tests compare tier by tier. Arrays are passed
-// through as they are, so that operands may end at a guard page.
+// The element-wise and attention kernels of a tier, called directly: what the tests compare tier by tier. Arrays are
+// passed through as they are, so that operands may end at a guard page.
 #include <stdexcept>
 
 #include "bind.h"
@@ -31,10 +31,11 @@ Activation activation(int f) {
     return static_cast<Activation>(f);
 }
 
-void norm(int tier, bool rms, const Row& x, const std::optional<Row>& weight, const std::optional<Row>& bias, float offset,
-          float eps, MutableRow y) {
+void norm(int tier, bool rms, const Row& x, const std::optional<Row>& weight, const std::optional<Row>& bias,
+          float offset, float eps, MutableRow y) {
     const int64_t n = size(x);
-    expect(n > 0 && size(y) == n && (!weight || size(*weight) == n) && (!bias || size(*bias) == n), "norm: sizes differ");
+    expect(n > 0 && size(y) == n && (!weight || size(*weight) == n) && (!bias || size(*bias) == n),
+           "norm: sizes differ");
     expect(!rms || weight, "rms_norm needs a weight");
     const float* w = weight ? weight->data() : nullptr;
     if (rms)
@@ -43,16 +44,16 @@ void norm(int tier, bool rms, const Row& x, const std::optional<Row>& weight, co
         kernels(tier).layer_norm(x.data(), w, bias ? bias->data() : nullptr, offset, eps, n, y.data());
 }
 
-void attention(int tier, bool values, const Row& a, int64_t rows, const Raw& block, int dtype, int64_t count, int64_t dim,
-               MutableRow out) {
+void attention(int tier, bool values, const Row& a, int64_t rows, const Raw& block, int dtype, int64_t count,
+               int64_t dim, MutableRow out) {
     expect(dtype >= 0 && dtype <= 2 && rows > 0 && dim > 0 && count > 0 && count <= kKvBlock, "attention: bad sizes");
     expect(!values || dim % kPanelRows == 0, "attention_values needs whole vectors");
     expect(size(a) == rows * (values ? kKvBlock : dim) && size(out) == rows * (values ? dim : kKvBlock) &&
                size(block) == kKvBlock * dim * dtype_size(static_cast<DType>(dtype)),
            "attention: sizes differ");
     const VectorKernels& k = kernels(tier);
-    (values ? k.attention_values : k.attention_scores)(a.data(), rows, block.data(), static_cast<DType>(dtype), count, dim,
-                                                       out.data());
+    (values ? k.attention_values : k.attention_scores)(a.data(), rows, block.data(), static_cast<DType>(dtype), count,
+                                                       dim, out.data());
 }
 
 }  // namespace
@@ -85,6 +86,6 @@ void bind_vector(nb::module_& m) {
         expect(n > 0 && size(gate_up) == 2 * kPanelRows * panels, "activate_gated: sizes differ");
         kernels(tier).activate_gated(activation(f), gate_up.data(), n, y.data());
     });
-    m.def("vector_attention", &attention, nb::arg("tier"), nb::arg("values"), nb::arg("a"), nb::arg("rows"), nb::arg("block"),
-          nb::arg("dtype"), nb::arg("count"), nb::arg("dim"), nb::arg("out"));
+    m.def("vector_attention", &attention, nb::arg("tier"), nb::arg("values"), nb::arg("a"), nb::arg("rows"),
+          nb::arg("block"), nb::arg("dtype"), nb::arg("count"), nb::arg("dim"), nb::arg("out"));
 }

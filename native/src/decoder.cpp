@@ -34,8 +34,8 @@ struct Decoder::Impl {
     }
 
     void plan_buffers();
-    void carve(Carver& carver, int64_t rows, int threads);
-    void reserve(int64_t rows, int threads);
+    void carve(Carver& carver, int64_t rows, int threads, int64_t span_floats);
+    void reserve(int64_t rows, int threads, int64_t span_floats);
     void check(const std::vector<Part>& parts) const;
     std::vector<Chunk> plan(const std::vector<Part>& parts, bool hidden, float* out) const;
     void pass(ThreadPool& pool, const std::vector<Part>& parts, bool hidden, float* out);
@@ -70,7 +70,7 @@ void Decoder::Impl::plan_buffers() {
         scratch.ropes.row_stride = std::max<int64_t>(scratch.ropes.row_stride, rope.dim);
 }
 
-void Decoder::Impl::carve(Carver& carver, int64_t rows, int threads) {
+void Decoder::Impl::carve(Carver& carver, int64_t rows, int threads, int64_t span_floats) {
     Scratch& s = scratch;
     for (OutputBuffer* b : {&s.x, &s.attention_delta, &s.ffn_delta, &s.qkv, &s.up})
         b->data = carver.take(rows * b->stride * 4);
@@ -85,21 +85,26 @@ void Decoder::Impl::carve(Carver& carver, int64_t rows, int threads) {
     s.ropes.data = carver.take(static_cast<int64_t>(spec.ropes.size()) * s.ropes.rope_stride * 4);
     s.attention_stride = round_up(attention_floats(spec), 1024);
     s.attention = carver.take(threads * s.attention_stride * 4);
+    s.spans = carver.take(span_floats * 4);
 }
 
-void Decoder::Impl::reserve(int64_t rows, int threads) {
-    if (rows <= scratch.rows && threads <= scratch.threads) return;
+void Decoder::Impl::reserve(int64_t rows, int threads, int64_t span_floats) {
+    if (rows <= scratch.rows && threads <= scratch.threads && span_floats <= scratch.span_floats) return;
     rows = std::max(rows, scratch.rows);
     threads = std::max(threads, scratch.threads);
+    // Sessions grow token by token: grow the room for their spans by leaps.
+    if (span_floats > scratch.span_floats) span_floats = std::max(span_floats, 2 * scratch.span_floats);
+    span_floats = std::max(span_floats, scratch.span_floats);
     Carver count(nullptr);
-    carve(count, rows, threads);
+    carve(count, rows, threads, span_floats);
     scratch.rows = 0;  // the pointers are void until the memory is there
     scratch.memory = Reservation();
     scratch.memory = Reservation(count.used());
     Carver cut(scratch.memory.data());
-    carve(cut, rows, threads);
+    carve(cut, rows, threads, span_floats);
     scratch.rows = rows;
     scratch.threads = threads;
+    scratch.span_floats = span_floats;
 }
 
 void Decoder::Impl::check(const std::vector<Part>& parts) const {
@@ -148,6 +153,7 @@ std::vector<Chunk> Decoder::Impl::plan(const std::vector<Part>& parts, bool hidd
             const int64_t count = std::min(kChunkRows - first_row, part.count - done),
                           position = part.cache->length() + done;
             chunk.segments.push_back({first_row, count, position, part.cache});
+            chunk.span_floats += plan_spans(spec, part.count, chunk.segments.back(), chunk.span_floats);
             for (int64_t i = 0; i < count; i++) {
                 chunk.rows.push_back({part.cache, part.tokens[done + i], position + i});
                 if (part.all_logits || done + i + 1 == part.count) {
@@ -166,9 +172,12 @@ void Decoder::Impl::pass(ThreadPool& pool, const std::vector<Part>& parts, bool 
     std::lock_guard<std::mutex> guard(entry);
     check(parts);
     const std::vector<Chunk> chunks = plan(parts, hidden, out);
-    int64_t rows = 0;
-    for (const Chunk& chunk : chunks) rows = std::max(rows, static_cast<int64_t>(chunk.rows.size()));
-    reserve(rows, pool.size());
+    int64_t rows = 0, span_floats = 0;
+    for (const Chunk& chunk : chunks) {
+        rows = std::max(rows, static_cast<int64_t>(chunk.rows.size()));
+        span_floats = std::max(span_floats, chunk.span_floats);
+    }
+    reserve(rows, pool.size(), span_floats);
     const Engine engine{spec, resolved, kernels, scratch, profiling ? &times : nullptr};
     pool.run([&](Team& team) {
         for (const Chunk& chunk : chunks) run_chunk(team, engine, chunk);

@@ -118,7 +118,12 @@ private:
         const AttentionContext c{s_, k_, w, layer, chunk_, b_, attended};
         rotate_and_store(team_, c);
         mark(Phase::rotate);
-        if (!attend(team_, c)) {
+        attend(team_, c);
+        if (chunk_.span_floats) {
+            mark(Phase::attention);
+            merge_spans(team_, c);
+        }
+        if (!attended_is_quantized(s_)) {
             mark(Phase::attention);
             for_share(team_, rows_, attended.k, kAtomK,
                       [&](int64_t r, int64_t begin, int64_t end) { quantize_columns(k_, attended, r, begin, end); });

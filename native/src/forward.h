@@ -17,6 +17,8 @@ struct Row {
 struct Segment {
     int64_t first_row, rows, first_position;
     KvCache* cache;
+    int64_t spans = 0;        // attention of its rows is cut into so many spans of keys, 0: not cut
+    int64_t span_floats = 0;  // where their results begin in Scratch::spans
 };
 
 // A bounded number of rows that go through all layers together.
@@ -26,6 +28,7 @@ struct Chunk {
     std::vector<int64_t> logit_rows;  // rows of this chunk whose logits are wanted, ascending
     bool hidden = false;              // final hidden states are wanted instead
     float* out = nullptr;             // of the first of them
+    int64_t span_floats = 0;          // that its segments need together
 };
 
 // cos and sin of the rows of a chunk, [rope][row][dim/2 cos, dim/2 sin].
@@ -47,6 +50,8 @@ struct Scratch {
     RopeTables ropes;
     float* attention = nullptr;  // attention_floats() per thread
     int64_t attention_stride = 0;
+    float* spans = nullptr;  // span_floats
+    int64_t span_floats = 0;
 };
 
 // What all chunks of a pass share.
@@ -82,8 +87,16 @@ void fill_ropes(const Team& team, const ModelSpec& spec, const Chunk& chunk, con
 // v to the caches.
 void rotate_and_store(const Team& team, const AttentionContext& c);
 
-// Collective, no barrier inside. Attention of all rows into scratch.attended, quantised there when heads are whole
-// groups of 32 (returns true), else left to the caller.
-bool attend(const Team& team, const AttentionContext& c);
+// Cuts the attention of a segment into spans where that helps; returns how many floats their results take, which begin
+// at `floats` of Scratch::spans.
+int64_t plan_spans(const ModelSpec& spec, Segment& segment, int64_t floats);
+
+// Heads that are whole groups of 32 are quantised by those who compute them, other widths afterwards by the caller.
+inline bool attended_is_quantized(const ModelSpec& spec) { return spec.head_dim % kAtomK == 0; }
+
+// Collective, no barrier inside. Attention of all rows into scratch.attended, except that segments with spans end in
+// scratch.spans, from where merge_spans (after a barrier, collective too) takes them.
+void attend(const Team& team, const AttentionContext& c);
+void merge_spans(const Team& team, const AttentionContext& c);
 
 }  // namespace lowbit

@@ -77,6 +77,24 @@ def test_long_prompts_pass_in_chunks(model):
     assert_close(both[250:850], exact)
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"layer_window": (530, 0)}, {"alibi_slopes": (0.5, 0.1, 0.02, 0.01, 0.005, 0.0)}]
+)
+def test_steps_far_into_a_context(model, changes):
+    """Steps cut their keys into spans; steps and short parts after more than two spans equal the long prompt."""
+    spec = dataclasses.replace(SPEC, **changes)
+    model = tiny.decoder(spec, tiny.packed(WEIGHTS)) if changes else model
+    ids = tokens(1190, 4)
+    whole = ops.forward(model, [(tiny.cache(spec, 1190), ids, True)], POOL)
+    session, neighbour = tiny.cache(spec, 1190), tiny.cache(spec, 1190)
+    ops.forward(model, [(session, ids[:1150], False), (neighbour, ids[:505], False)], POOL)
+    assert_close(tiny.run(model, session, ids[1150:1160]), whole[1150:1160], 1e-5)
+    for i in range(15):
+        parts = [(session, ids[1160 + i : 1161 + i], False), (neighbour, ids[505 + i : 506 + i], False)]
+        assert_close(ops.forward(model, parts, POOL), whole[[1160 + i, 505 + i]], 1e-5)
+    assert_close(tiny.run(model, session, ids[1175:]), whole[1175:], 1e-5)
+
+
 @pytest.mark.parametrize("cut", [0, 1, 13, 63, 64, 65, 99])
 def test_truncate_and_continue(model, cut):
     session = tiny.cache(SPEC, 200)
@@ -95,6 +113,13 @@ def test_thread_counts_agree(model, threads):
     session = tiny.cache(SPEC)
     steps = [ops.forward(model, [(session, tokens(80)[i : i + 1], False)], ops.pool(threads)) for i in range(80)]
     assert_close(np.concatenate(steps), whole, 1e-5)
+    session = tiny.cache(SPEC, 600)
+    long = [
+        ops.forward(model, [(session, tokens(601)[a:b], False)], ops.pool(threads)) for a, b in ((0, 599), (599, 600))
+    ]
+    session = tiny.cache(SPEC, 600)
+    alone = [ops.forward(model, [(session, tokens(601)[a:b], False)], ops.pool(1)) for a, b in ((0, 599), (599, 600))]
+    np.testing.assert_array_equal(long, alone)  # no sum crosses threads
 
 
 def test_many_threads_share_a_decoder(model):

@@ -1,12 +1,14 @@
-// Element-wise and attention loops of the vector tiers, included inside a tier's anonymous namespace after its primitives:
+// Element-wise and attention loops of the vector tiers, included inside a tier's anonymous namespace after its
+// primitives:
 //   Floats and kLanes; load, store (both also with a count of lanes, the others read as 0 and not written), broadcast;
-//   add, sub, mul, div, fma(a, b, c) = a b + c, negate_fma(a, b, c) = c - a b; higher(a, b), lower(a, b), which return b if
-//   either is NaN; nearest(a) rounded to an integer, times_power(a, n) = a 2^n for integers -126 <= n <= 128; sum, highest over
-//   lanes; magnitude(a), with_sign(a, of b); load_halves<dtype>(p); to_halves<dtype>(a, p), also with a count of lanes;
-//   kKeyVectors, the vectors of keys or values that fit the registers beside kQueryRows rows of sums.
+//   add, sub, mul, div, fma(a, b, c) = a b + c, negate_fma(a, b, c) = c - a b; higher(a, b), lower(a, b), which return
+//   b if either is NaN; nearest(a) rounded to an integer, times_power(a, n) = a 2^n for integers -126 <= n <= 128; sum,
+//   highest over lanes; magnitude(a), with_sign(a, of b); load_halves<dtype>(p); to_halves<dtype>(a, p), also with a
+//   count of lanes; kKeyVectors, the vectors of keys or values that fit the registers beside kQueryRows rows of sums.
 
 // ---- e^x: 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2, and the Cephes polynomial for e^r; relative error 2e-7.
-// Below -87.3 the result stays at the smallest normal numbers instead of becoming subnormal, from 88.4 on it may be infinite.
+// Below -87.3 the result stays at the smallest normal numbers instead of becoming subnormal, from 88.4 on it may be
+// infinite.
 
 inline Floats exponential(Floats x) {
     x = lower(broadcast(88.8f), higher(broadcast(-87.3f), x));
@@ -85,16 +87,20 @@ ALWAYS_INLINE float row_sum(const float* x, int64_t n, F f) {
 
 void rms_norm(const float* x, const float* weight, float weight_offset, float eps, int64_t n, float* y) {
     const float squares = row_sum(x, n, [](Floats v) { return mul(v, v); });
-    const Floats scale = broadcast(1.0f / __builtin_sqrtf(squares / static_cast<float>(n) + eps)), offset = broadcast(weight_offset);
+    const Floats scale = broadcast(1.0f / __builtin_sqrtf(squares / static_cast<float>(n) + eps)),
+                 offset = broadcast(weight_offset);
     each_vector(n, [&](int64_t i, int lanes) {
-        store_lanes(y + i, mul(mul(load_lanes(x + i, lanes), scale), add(load_lanes(weight + i, lanes), offset)), lanes);
+        store_lanes(y + i, mul(mul(load_lanes(x + i, lanes), scale), add(load_lanes(weight + i, lanes), offset)),
+                    lanes);
     });
 }
 
-void layer_norm(const float* x, const float* weight, const float* bias, float weight_offset, float eps, int64_t n, float* y) {
+void layer_norm(const float* x, const float* weight, const float* bias, float weight_offset, float eps, int64_t n,
+                float* y) {
     const Floats mean = broadcast(row_sum(x, n, [](Floats v) { return v; }) / static_cast<float>(n));
     const float squares = row_sum(x, n, [&](Floats v) { return mul(sub(v, mean), sub(v, mean)); });
-    const Floats scale = broadcast(1.0f / __builtin_sqrtf(squares / static_cast<float>(n) + eps)), offset = broadcast(weight_offset);
+    const Floats scale = broadcast(1.0f / __builtin_sqrtf(squares / static_cast<float>(n) + eps)),
+                 offset = broadcast(weight_offset);
     each_vector(n, [&](int64_t i, int lanes) {
         Floats v = mul(sub(load_lanes(x + i, lanes), mean), scale);
         if (weight) v = mul(v, add(load_lanes(weight + i, lanes), offset));
@@ -161,7 +167,7 @@ void activate_gated_row(const float* gate_up, int64_t n, float* y) {
 }
 
 using Activate = void (*)(const float*, int64_t, float*);
-#define FOR_ACTIVATIONS(kernel)                                                                              \
+#define FOR_ACTIVATIONS(kernel)                                                                                   \
     {kernel<Activation::silu>, kernel<Activation::gelu>, kernel<Activation::gelu_tanh>, kernel<Activation::relu>, \
      kernel<Activation::quick_gelu>}
 constexpr Activate kActivate[] = FOR_ACTIVATIONS(activate_row);
@@ -183,7 +189,8 @@ ALWAYS_INLINE Floats load_element(const void* data, int64_t i) {
         return load_halves<dtype>(static_cast<const uint16_t*>(data) + i);
 }
 
-// sums[r][v] += factors[r * row_stride + i * step] * (vector v of line i), i < lines; lines are line_stride elements apart.
+// sums[r][v] += factors[r * row_stride + i * step] * (vector v of line i), i < lines; lines are line_stride elements
+// apart.
 template <DType dtype, int R, int N>
 ALWAYS_INLINE void outer_products(const float* factors, int64_t row_stride, const void* data, int64_t line_stride,
                                   int64_t lines, int64_t column, Floats (&sums)[R][N]) {
@@ -210,7 +217,8 @@ void scores_of_rows(const float* q, const void* keys, int64_t count, int64_t dim
 }
 
 template <DType dtype, int R, int N>
-ALWAYS_INLINE void values_of_columns(const float* weights, const void* values, int64_t count, int64_t dim, int64_t d, float* out) {
+ALWAYS_INLINE void values_of_columns(const float* weights, const void* values, int64_t count, int64_t dim, int64_t d,
+                                     float* out) {
     Floats sums[R][N];
     for (int r = 0; r < R; r++)
         for (int v = 0; v < N; v++) sums[r][v] = load(out + r * dim + d + v * kLanes);
@@ -238,7 +246,8 @@ constexpr Attend kValues[3][kQueryRows] = FOR_DTYPES(values_of_rows);
 #undef FOR_DTYPES
 #undef FOR_ROWS
 
-void attention_scores(const float* q, int64_t rows, const void* keys, DType dtype, int64_t count, int64_t dim, float* scores) {
+void attention_scores(const float* q, int64_t rows, const void* keys, DType dtype, int64_t count, int64_t dim,
+                      float* scores) {
     for (int64_t r = 0; r < rows; r += kQueryRows) {
         const int64_t left = rows - r < kQueryRows ? rows - r : kQueryRows;
         kScores[static_cast<int>(dtype)][left - 1](q + r * dim, keys, count, dim, scores + r * kKvBlock);
