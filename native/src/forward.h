@@ -88,8 +88,9 @@ void fill_ropes(const Team& team, const ModelSpec& spec, const Chunk& chunk, con
 void rotate_and_store(const Team& team, const AttentionContext& c);
 
 // Cuts the attention of a segment into spans where that helps; returns how many floats their results take, which begin
-// at `floats` of Scratch::spans.
-int64_t plan_spans(const ModelSpec& spec, Segment& segment, int64_t floats);
+// at `floats` of Scratch::spans. Decided by the tokens of its part alone: logits do not depend, to the last bit, on who
+// else shares a pass.
+int64_t plan_spans(const ModelSpec& spec, int64_t part_tokens, Segment& segment, int64_t floats);
 
 // Heads that are whole groups of 32 are quantised by those who compute them, other widths afterwards by the caller.
 inline bool attended_is_quantized(const ModelSpec& spec) { return spec.head_dim % kAtomK == 0; }

@@ -95,6 +95,23 @@ def test_steps_far_into_a_context(model, changes):
     assert_close(tiny.run(model, session, ids[1175:]), whole[1175:], 1e-5)
 
 
+def test_company_does_not_change_a_bit(model):
+    """A part's logits are the same bits whichever parts share the pass, even where a chunk ends inside of it."""
+    for low_bit, compute in (("fp32", "fp32"), ("sym_int4", "int8")):
+        model = tiny.decoder(SPEC, tiny.packed(WEIGHTS, low_bit), TIERS[-1], compute)
+        results = []
+        for company in (0, 1, 507, 509):
+            session, other = tiny.cache(SPEC, 900), tiny.cache(SPEC, 600)
+            got = [ops.forward(model, [(session, tokens(850)[:700], False)], POOL)]
+            for part in (tokens(850)[700:706], tokens(850)[706:707], tokens(850)[707:800]):
+                parts = [(other, tokens(company, 9), False)] * bool(company) + [(session, part, True)]
+                got.append(ops.forward(model, parts, POOL)[bool(company) :])
+                other.truncate(0)
+            results.append(np.concatenate(got))
+        for result in results[1:]:
+            np.testing.assert_array_equal(result, results[0])
+
+
 @pytest.mark.parametrize("cut", [0, 1, 13, 63, 64, 65, 99])
 def test_truncate_and_continue(model, cut):
     session = tiny.cache(SPEC, 200)
