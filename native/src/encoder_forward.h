@@ -47,7 +47,8 @@ struct PositionTables {
     }
 };
 
-inline constexpr int64_t kFfnRows = 512;  // rows that pass the MLP together: bounds its wide buffers
+// Rows that pass the MLP together: its wide buffers stay in L2 (512 took about 5 % more CPU time on bge-small).
+inline constexpr int64_t kFfnRows = 128;
 
 struct EncoderScratch {
     Reservation memory;
