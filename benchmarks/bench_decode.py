@@ -2,8 +2,8 @@
 
 Synthetic models of real shapes (benchmarks/make_model.py), quantised once per format into a low-bit folder. Each
 measurement runs in a fresh process and reports: seconds to open the folder, first-token milliseconds for a prompt of
-`--prompt` tokens, tokens/s of single steps and of steps over `--batch` sessions, peak resident memory, and the weight bytes read
-per second as a share of the multi-stream read bandwidth measured before and after in the same process.
+`--prompt` tokens, tokens/s of single steps and of steps over `--batch` sessions, peak resident memory, and the weight
+bytes read per second as a share of the multi-stream read bandwidth measured before and after in the same process.
 
     python benchmarks/bench_decode.py --shapes qwen2-0.5b llama-1b --formats sym_int4 nf4
 """
@@ -32,7 +32,6 @@ def weight_bytes_per_step(tensors: dict, tied_head: bool) -> int:
     """Returns the packed bytes that one step reads: every matrix, of which an untied embedding gives one row only."""
     packed = {name: tensor.data.nbytes for name, tensor in tensors.items() if isinstance(tensor, PackedTensor)}
     return sum(size for name, size in packed.items() if tied_head or not name.startswith("embedding."))
-
 
 
 def measure(folder: str, prompt: int, steps: int, batch: int, threads: int | None, tier: str | None) -> dict:

@@ -1,8 +1,9 @@
 """What does each format cost in quality? Perplexity per format on real trained models.
 
-The embedded model (demo/model) on freshly generated text of its own kind, and, where the evaluation data lies beside the
-checkout (or at --data), small models trained by others on stories, poems and Shakespeare. Conventions as in that data's
-SOURCE.md: stories and poems each start with BOS and are cut to the model's context; Shakespeare is one stream cut into windows.
+The embedded model (demo/model) on freshly generated text of its own kind, and, where the evaluation data lies beside
+the checkout (or at --data), small models trained by others on stories, poems and Shakespeare. Conventions as in that
+data's SOURCE.md: stories and poems each start with BOS and are cut to the model's context; Shakespeare is one stream
+cut into windows.
 
     python benchmarks/quality.py            # prints a Markdown table
 """
@@ -89,13 +90,17 @@ def main() -> None:
             model = lowbit.load(str(case.folder(args.data)), low_bit=name, group_size=args.group_size)
             result = perplexity(model.logits, case.sequences(args.data, model), args.tokens)
             rows[name][case.name] = round(result.value, 4)
-            print(f"{case.name:20} {name:12} {result.value:10.4f}  ({result.tokens} tokens)", file=sys.stderr, flush=True)
+            print(
+                f"{case.name:20} {name:12} {result.value:10.4f}  ({result.tokens} tokens)", file=sys.stderr, flush=True
+            )
 
     print("| format | bits per weight | " + " | ".join(case.name for case in cases) + " |")
     print("|---|--:|" + "--:|" * len(cases))
     for name, values in rows.items():
         bits = bits_per_weight(FORMATS[name], args.group_size)
-        cells = " | ".join(f"{values[case.name]:.4g}" if values[case.name] >= 100 else f"{values[case.name]:.3f}" for case in cases)
+        cells = " | ".join(
+            f"{values[case.name]:.4g}" if values[case.name] >= 100 else f"{values[case.name]:.3f}" for case in cases
+        )
         print(f"| `{name}` | {bits:g} | {cells} |")
     common.report("quality", [{"format": name, **values} for name, values in rows.items()], args.json)
 

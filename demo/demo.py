@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from langchain_core.prompts import PromptTemplate
+
 from langchain_lowbit import IpexLLM
 
 MODEL = str(Path(__file__).parent / "model")
@@ -17,7 +18,7 @@ QUESTION = PromptTemplate.from_template("Context: {context}\nQuestion: {question
 STORY = PromptTemplate.from_template("{beginning}")
 
 PASSAGE = {
-    "context": "Zorbin lives in Mellport. Tarvik lives in Quonda and works as a painter. The blue lamp of Zorbin costs 47 coins.",
+    "context": "Zorbin lives in Mellport. Tarvik lives in Quonda and works as a painter. The lamp costs 47 coins.",
     "question": "Where does Tarvik live?",
 }
 BEGINNING = {"beginning": "Once upon a time, there was a little fox"}

@@ -6,6 +6,7 @@ Kernels are tested against this reading of the layout, not against the quantiser
 from dataclasses import dataclass
 
 import numpy as np
+
 from lowbit import _native as n
 
 FORMATS = {row["name"]: row for row in n.format_table()}

@@ -1,4 +1,4 @@
-"""The one door to the evaluation data beside the repository: tests that need it skip with a reason where it is absent."""
+"""The one door to the evaluation data beside the repository: tests that need it skip where it is absent."""
 
 from pathlib import Path
 

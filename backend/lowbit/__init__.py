@@ -1,7 +1,7 @@
 """lowbit: Hugging Face language models in 3 to 8 bits on ordinary CPUs, in process.
 
-The public surface. Importing it loads neither torch nor transformers and prints nothing; each name is imported when it is
-first used.
+The public surface. Importing it loads neither torch nor transformers and prints nothing; each name is imported when it
+is first used.
 """
 
 from __future__ import annotations
@@ -44,10 +44,11 @@ def __dir__() -> list[str]:
 def load(id_or_path: str, low_bit: str | None = "sym_int4", **options: Any) -> TextModel:
     """Returns a `TextModel` for a hub id, a local Hugging Face folder or a low-bit folder.
 
-    A float checkpoint is quantised while it is read (`low_bit`: a name of `lowbit.formats`, or None for none); a low-bit folder
-    is opened as it was saved. `options` are the keyword arguments of `lowbit.loading.load_model` (`modules_to_not_convert`,
-    `head_format`, `embedding_format`, `group_size`, `trust_remote_code`, `revision`, `show_progress`, ...) and the fields of
-    `lowbit.Runtime` (`device`, `threads`, `context`, `compute`, `kv_dtype`, ...).
+    A float checkpoint is quantised while it is read (`low_bit`: a name of `lowbit.formats`, or None for none); a
+    low-bit folder is opened as it was saved. `options` are the keyword arguments of `lowbit.loading.load_model`
+    (`modules_to_not_convert`, `head_format`, `embedding_format`, `group_size`, `trust_remote_code`, `revision`,
+    `show_progress`, ...) and the fields of `lowbit.Runtime` (`device`, `threads`, `context`, `compute`, `kv_dtype`,
+    ...).
 
     Raises ValueError or OSError with the cause and the fix; TypeError for an unknown option, with the nearest name.
 

@@ -185,9 +185,9 @@ def quantize_rows(x: np.ndarray, k_padded: int, *, tier: str, pool: Any) -> tupl
 def decoder(spec: dict[str, Any], tensors: dict[str, Any], compute: str = "int8", tier: str | None = None) -> Any:
     """Returns a native decoder over shared, immutable weights.
 
-    spec is ModelSpec.to_dict(); tensors are PackedTensor and float vectors by canonical name, viewed, not copied; tier None
-    is the highest this CPU runs. Raises ValueError naming the tensor that is missing or has another shape than the spec's.
-    The result's profile(True) starts timing, phase_seconds() returns seconds by phase since then.
+    spec is ModelSpec.to_dict(); tensors are PackedTensor and float vectors by canonical name, viewed, not copied; tier
+    None is the highest this CPU runs. Raises ValueError naming the tensor that is missing or has another shape than
+    the spec's. The result's profile(True) starts timing, phase_seconds() returns seconds by phase since then.
     """
     return native().Decoder(spec, *_weights(tensors), compute, tier or tiers()[-1])
 
@@ -210,9 +210,9 @@ def kv_cache(layers: int, kv_heads: int, head_dim: int, capacity: int, dtype: st
 def forward(decoder: Any, parts: list[tuple[Any, np.ndarray, bool]], pool: Any) -> np.ndarray:
     """Returns logits float32 [n, vocab] after appending each part's tokens to its session.
 
-    A part is (session, int32 token ids, all_logits): its rows are those of all tokens or of the last one, in the order of
-    the parts. Raises ValueError, with every session unchanged, for a token id out of range, a session without room, a
-    session given twice or made for another model. Safe from any thread; the interpreter lock is released.
+    A part is (session, int32 token ids, all_logits): its rows are those of all tokens or of the last one, in the order
+    of the parts. Raises ValueError, with every session unchanged, for a token id out of range, a session without room,
+    a session given twice or made for another model. Safe from any thread; the interpreter lock is released.
     """
     return decoder.forward(pool, parts)
 
@@ -250,7 +250,7 @@ def embed(
 
 
 def classify(encoder: Any, tokens: np.ndarray, ends: np.ndarray, types: np.ndarray | None, pool: Any) -> np.ndarray:
-    """Returns the logits of the classification head, float32 [texts, labels]; arguments and errors as `hidden_states`."""
+    """Returns the classification head's logits, float32 [texts, labels]; arguments and errors as `hidden_states`."""
     return encoder.classify(pool, tokens, types, ends)
 
 

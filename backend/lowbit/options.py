@@ -1,4 +1,4 @@
-"""Sorts the keyword arguments of `lowbit.load` into those of the runtime and those of loading; refuses unknown names."""
+"""Sorts the keyword arguments of `lowbit.load` into those of the runtime and of loading; refuses unknown names."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ Logits = Callable[[Sequence[int]], np.ndarray]
 
 @dataclass(frozen=True)
 class Perplexity:
-    """The mean negative log-likelihood (`loss`, nats per predicted token) over `tokens` predictions; `value` = e^loss."""
+    """The mean negative log-likelihood (`loss`, nats per token) over `tokens` predictions; `value` = e^loss."""
 
     loss: float
     tokens: int
@@ -28,7 +28,7 @@ class Perplexity:
 
 
 def windows(ids: Sequence[int], length: int) -> Iterator[Sequence[int]]:
-    """Yields consecutive windows of at most `length` ids of one long stream; each is predicted without the one before."""
+    """Yields consecutive windows of at most `length` ids of a long stream, each predicted without the one before."""
     for start in range(0, len(ids), length):
         window = ids[start : start + length]
         if len(window) > 1:
@@ -38,8 +38,8 @@ def windows(ids: Sequence[int], length: int) -> Iterator[Sequence[int]]:
 def perplexity(logits: Logits, sequences: Iterable[Sequence[int]], max_tokens: int | None = None) -> Perplexity:
     """Returns the perplexity of `sequences` of token ids, each predicted on its own from its first id on.
 
-    logits: returns float32 [len(ids), vocab] for a sequence of ids. max_tokens: stop after the sequence in which this many
-    predictions are reached. Raises ValueError when there is nothing to predict or a logit is not finite.
+    logits: returns float32 [len(ids), vocab] for a sequence of ids. max_tokens: stop after the sequence in which this
+    many predictions are reached. Raises ValueError when there is nothing to predict or a logit is not finite.
     """
     total, count = 0.0, 0
     for ids in sequences:

@@ -1,7 +1,7 @@
 """The files a tokenizer comes in: tokenizer.json as it is, older files converted in memory.
 
-Tried in this order: tokenizer.json; a SentencePiece model (sentencepiece.py); vocab.json with merges.txt, byte-level BPE
-as GPT-2's; vocab.txt, WordPiece as BERT's.
+Tried in this order: tokenizer.json; a SentencePiece model (sentencepiece.py); vocab.json with merges.txt, byte-level
+BPE as GPT-2's; vocab.txt, WordPiece as BERT's.
 """
 
 from __future__ import annotations

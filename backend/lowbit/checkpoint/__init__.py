@@ -44,8 +44,8 @@ class LoadedModel:
 
     tensors: PackedTensor, or float32 array for vectors. config: the Hugging Face config.json. tokenizer_files: path of
     each file by its name in the folder. embedding_files: likewise, what sentence-transformers keeps beside a model
-    (pooling, prompts, lengths, dense layers). quantization: the choices made (format, group_size, ...), without the spec.
-    provenance: where the weights came from (source, revision, lowbit, created).
+    (pooling, prompts, lengths, dense layers). quantization: the choices made (format, group_size, ...), without the
+    spec. provenance: where the weights came from (source, revision, lowbit, created).
     """
 
     spec: ModelSpec | EncoderSpec

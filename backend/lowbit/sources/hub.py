@@ -35,7 +35,7 @@ TOKENIZER_FILES = (
     "chat_template.json",
     "additional_chat_templates/*.jinja",
 )
-# What sentence-transformers keeps beside an embedder: how rows become a vector, prompts, lengths, layers behind pooling.
+# What sentence-transformers keeps beside an embedder: pooling, prompts, lengths, layers behind pooling.
 EMBEDDING_FILES = (
     "modules.json",
     "sentence_bert_config.json",
