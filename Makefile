@@ -73,7 +73,7 @@ check: native  ## run some tests in place: make check T=tests/native
 lint:  ## ruff and mypy
 	$(VENV)/bin/pip install $(PIP_FLAGS) 'ruff>=0.6' 'mypy>=1.11'
 	$(VENV)/bin/ruff check backend integrations tests benchmarks demo
-	$(VENV)/bin/mypy backend/lowbit integrations/langchain_lowbit
+	$(VENV)/bin/mypy backend/lowbit integrations/langchain_lowbit integrations/llama_index
 
 model: $(VENV_TORCH)/.test  ## train the embedded model anew (about an hour)
 	$(VENV_TORCH)/bin/python demo/train.py --out demo/model

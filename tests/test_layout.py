@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,7 @@ def test_only_ops_imports_the_extension():
             )
 
 
-@pytest.mark.parametrize("folder", ["backend/lowbit", "integrations/langchain_lowbit"])
+@pytest.mark.parametrize("folder", ["backend/lowbit", "integrations/langchain_lowbit", "integrations/llama_index"])
 def test_no_torch_at_module_level(folder):
     for module, path in modules(ROOT / folder, folder.split("/")[-1]):
         for name in imports(path, top_level_only=True):
@@ -105,10 +106,30 @@ def test_environment_is_read_in_runtime_alone():
 
 
 def test_llama_index_stays_a_namespace():
-    for folder in ("integrations/llama_index", "integrations/llama_index/llms", "integrations/llama_index/embeddings"):
-        assert not (ROOT / folder / "__init__.py").exists(), (
-            f"{folder}/__init__.py would break every LlamaIndex install"
-        )
+    """The leaves are packages; what lies above them belongs to every LlamaIndex distribution at once."""
+    root = ROOT / "integrations" / "llama_index"
+    found = {path.parent.relative_to(root).as_posix() for path in root.rglob("__init__.py")}
+    assert {"embeddings/lowbit", "postprocessor/lowbit_rerank"} <= found
+    for folder in found:
+        assert folder.count("/") == 1, f"llama_index/{folder}/__init__.py would break every LlamaIndex install"
+
+
+def test_integrations_do_not_import_each_other():
+    own = {"langchain_lowbit": {"langchain_core"}, "llama_index": {"llama_index"}}
+    for folder, frameworks in own.items():
+        others = (FRAMEWORKS | set(own)) - frameworks - {folder}
+        for module, path in modules(ROOT / "integrations" / folder, folder):
+            for name in imports(path):
+                assert name.split(".")[0] not in others, f"{module} imports {name}"
+
+
+def test_the_wheel_takes_every_package():
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["scikit-build"]["wheel"]["packages"]
+    leaves = {
+        path.parent.relative_to(ROOT / "integrations").as_posix(): path.parent.relative_to(ROOT).as_posix()
+        for path in (ROOT / "integrations").rglob("__init__.py")
+    }
+    assert packages == {"lowbit": "backend/lowbit", **leaves}
 
 
 def test_files_stay_small():

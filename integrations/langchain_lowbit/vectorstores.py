@@ -24,8 +24,8 @@ from langchain_lowbit._chunks import chunks
 from langchain_lowbit._faiss import METRICS, VectorIndex, choose, kind_options
 from langchain_lowbit._filters import Filter, predicate
 
-# Cosine between the stored vector of a document and a fresh one, below which the embedding is another model: the same
-# model in another low-bit format stays far above, other models and other pooling fall far below.
+# Cosine between the stored vector of a document and a fresh one, below which the embedding is another model. Measured
+# with all-MiniLM-L6-v2 against fp32: from 0.999 in sym_int8, 0.94 in 4 and 0.85 in 3 bits; other pooling, up to 0.65.
 SAME_MODEL = 0.8
 
 _RELEVANCE: dict[str, Callable[[float], float]] = {

@@ -1,14 +1,22 @@
 """docs/migration.md names what exists: every argument, key, variable and command on the page is looked up."""
 
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 
-from langchain_lowbit import IpexLLM
+from langchain_lowbit import (
+    IpexLLM,
+    IpexLLMBgeEmbeddings,
+    QuantizedBgeEmbeddings,
+    QuantizedBiEncoderEmbeddings,
+)
 from langchain_lowbit._arguments import NO_EFFECT, split_model_kwargs
+from langchain_lowbit._embedding_arguments import encode_options, loading_options
 from lowbit import cli, formats
 from lowbit.options import option_names
+from lowbit.replaced import REPLACED
 from lowbit.runtime import GPU_ENVIRONMENT
 from lowbit.sampling import OPTION_NAMES
 
@@ -41,6 +49,37 @@ def test_arguments_are_those_of_the_class():
     constructor = {"tokenizer_id", "load_in_4bit", "load_in_low_bit"}
     assert named - constructor <= set(IpexLLM.model_fields)
     assert set(IpexLLM.model_fields) - named == {"model", "tokenizer"}
+
+
+def test_every_new_import_on_the_page_works():
+    imports = re.findall(r"\| `(from (?:langchain_lowbit|llama_index\.\w+\.lowbit\w*) import \w+)`", PAGE)
+    assert len(imports) >= 10
+    for line in imports:
+        exec(line, {})
+
+
+def test_arguments_of_the_embedding_classes_are_on_the_page():
+    named = {name for names, _ in rows("argument of an embedding class") for name in names}
+    classes = (QuantizedBgeEmbeddings, QuantizedBiEncoderEmbeddings, IpexLLMBgeEmbeddings)
+    constructors = [inspect.signature(cls.__init__).parameters for cls in classes[:2]]
+    known = {name for parameters in constructors for name in parameters} | set(IpexLLMBgeEmbeddings.model_fields)
+    assert known - {"self", "kwargs", "client"} == named
+
+
+def test_options_of_the_embedding_classes_are_accepted():
+    cells = {names[0]: second for names, second in rows("argument of an embedding class")}
+    for argument, accept in (("model_kwargs", loading_options), ("encode_kwargs", encode_options)):
+        options = [name for name in re.findall(r"`(\w+)`", cells[argument]) if name[0].islower()]
+        for name in set(options) - {"sym_int8"}:
+            accept({name: None})
+        assert len(options) >= 6
+
+
+def test_dead_ids_on_the_page_are_replaced():
+    ids = re.findall(r"`(Intel/bge-[^`]+)`", PAGE)
+    assert len(ids) == 2
+    for name in ids:
+        assert REPLACED[name] == "BAAI/bge-small-en-v1.5"
 
 
 def test_formats_and_variables_and_commands_exist():
