@@ -72,6 +72,21 @@ def linear(
     x: Floats,
     bias: Floats | None = None,
 ) -> Floats: ...
+def linear_input_bytes(m: int, k_padded: int) -> int: ...
+def linear_into(
+    pool: ThreadPool,
+    tier: int,
+    compute: int,
+    format: int,
+    rows: int,
+    k: int,
+    group_size: int,
+    multiplier: float,
+    data: Bytes,
+    x: Floats,
+    scratch: Bytes,
+    y: Floats,
+) -> None: ...
 def quantize_rows(
     pool: ThreadPool, tier: int, x: Floats, k_padded: int
 ) -> tuple[NDArray[np.int8], Floats, NDArray[np.int32]]: ...
@@ -158,3 +173,18 @@ class Encoder:
     def phase_seconds(self) -> dict[str, float]: ...
 
 def encoder_spec_fields() -> list[str]: ...
+
+# ---- bind_bench.cpp: (wall seconds, CPU seconds of the slowest thread) ----
+
+def read_seconds(pool: ThreadPool, data: Bytes, streams: int, ahead: int) -> tuple[float, float]: ...
+def linear_seconds(
+    pool: ThreadPool,
+    tier: int,
+    compute: int,
+    format: int,
+    rows: int,
+    k: int,
+    group_size: int,
+    data: Bytes,
+    x: Floats,
+) -> tuple[float, float]: ...

@@ -1,0 +1,27 @@
+# Checks of the native code that need a build or a CPU of their own; included by the Makefile, which defines DEV_PYTHON.
+# Both say so and succeed where a tool is missing, so that they can stand in one list with other targets.
+.PHONY: sanitize qemu
+
+SANITIZE := build/sanitize
+# The interpreter is not sanitised, so the runtime libraries come first; python's own allocations at exit are no leaks of ours.
+ASAN_PRELOAD = $$(c++ -print-file-name=libasan.so):$$(c++ -print-file-name=libubsan.so):$$(c++ -print-file-name=libstdc++.so.6)
+
+sanitize:  ## native tests under AddressSanitizer and UndefinedBehaviorSanitizer: make sanitize T=tests/native
+	@test -e "$$(c++ -print-file-name=libasan.so)" || { echo "sanitize: skipped, c++ has no AddressSanitizer"; exit 0; }; \
+	set -e; \
+	cmake -S native -B $(SANITIZE) -G Ninja -DLOWBIT_SANITIZE=ON \
+	    -DPython_EXECUTABLE=$$($(DEV_PYTHON) -c 'import sys; print(sys.executable)') > build-sanitize.log 2>&1 \
+	    || { cat build-sanitize.log; exit 1; }; \
+	cmake --build $(SANITIZE) -j 2; \
+	rm -rf $(SANITIZE)/python && mkdir -p $(SANITIZE)/python && cp -r backend/lowbit $(SANITIZE)/python/; \
+	rm -f $(SANITIZE)/python/lowbit/_native*.so && cp $(SANITIZE)/_native*.so $(SANITIZE)/python/lowbit/; \
+	PYTHONPATH=$(SANITIZE)/python:integrations LD_PRELOAD=$(ASAN_PRELOAD) PYTHONMALLOC=malloc \
+	    ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+	    $(DEV_PYTHON) -X faulthandler -m pytest -q -m "not torch" $(or $(T),tests/native)
+
+QEMU := qemu-x86_64
+# Without what the emulator warns that it lacks.
+OLD_CPU := Haswell,-invpcid,-rtm,-hle,-pcid,-x2apic,-tsc-deadline
+qemu: native  ## smoke test on an emulated CPU without AVX-512 and AVX-VNNI (Debian: qemu-user)
+	@command -v $(QEMU) > /dev/null || { echo "qemu: skipped, $(QEMU) is not installed (Debian: apt-get install qemu-user)"; exit 0; }; \
+	PYTHONPATH=backend:tests $(QEMU) -cpu $(OLD_CPU) $$($(DEV_PYTHON) -c 'import sys; print(sys.executable)') tests/native/smoke.py
