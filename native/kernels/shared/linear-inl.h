@@ -38,6 +38,10 @@ ALWAYS_INLINE Quad code_quad(const uint8_t* low, const uint8_t* high, int half) 
     if constexpr (bits == 6) return join_nibble(code_quad<4, j>(low, high, half), code_quad<2, j>(high, high, half));
 }
 
+// Where a panel takes two vectors, its halves take turns after this many atoms: near enough that the second finds its lines in
+// L1, and far enough that the compiler does not keep the activations of an atom for it (on the stack, three times slower).
+constexpr int kSegmentAtoms = kHalves == 1 ? 1 << 30 : 4;
+
 // P panels are read side by side: a core keeps more lines under way with several streams.
 template <class Product, FormatId id, int M, int P>
 void block(const PackedView& w, int64_t first, int64_t last, const typename Product::template Input<M>& x, int m, float* y,
@@ -67,11 +71,21 @@ void block(const PackedView& w, int64_t first, int64_t last, const typename Prod
                 UNROLL for (int p = 0; p < P; p++)
                     UNROLL for (int i = 0; i < M; i++) part[h][p][i] = zero();
             const int64_t group_k = k;
-            for (int a = 0; a < atoms; a++, k += kAtomK) {
-                UNROLL for (int p = 0; p < P; p++)
-                    UNROLL for (int64_t line = 0; line < atom_bytes; line += kLine) prefetch(at[p] + ahead + line);
-                NO_UNROLL for (int h = 0; h < kHalves; h++) Product::template add_atom<M, P>(at, h, x, k, part[h]);
-                UNROLL for (int p = 0; p < P; p++) at[p] += atom_bytes;
+            for (int a = 0; a < atoms; a += kSegmentAtoms) {
+                const int count = atoms - a < kSegmentAtoms ? atoms - a : kSegmentAtoms;
+                NO_UNROLL for (int h = 0; h < kHalves; h++) {
+                    const uint8_t* atom[P];
+                    UNROLL for (int p = 0; p < P; p++) atom[p] = at[p];
+                    for (int64_t i = 0; i < count; i++) {
+                        if (h == 0)
+                            UNROLL for (int p = 0; p < P; p++)
+                                UNROLL for (int64_t line = 0; line < atom_bytes; line += kLine) prefetch(atom[p] + ahead + line);
+                        Product::template add_atom<M, P>(atom, h, x, k + i * kAtomK, part[h]);
+                        UNROLL for (int p = 0; p < P; p++) atom[p] += atom_bytes;
+                    }
+                }
+                UNROLL for (int p = 0; p < P; p++) at[p] += count * atom_bytes;
+                k += count * kAtomK;
             }
             [[maybe_unused]] float sums[M];
             if constexpr (has_min)
