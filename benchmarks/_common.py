@@ -1,7 +1,7 @@
 """What every benchmark shares: the machine and the commit in words, interleaved samples, medians, JSON.
 
-Single numbers mean nothing on a shared machine: variants are sampled in turn (A, B, C, A, B, C ...) beside a reference in the
-same process, and reported as the median of each and of its per-round ratio to the reference.
+Single numbers mean nothing on a shared machine: variants are sampled in turn (A, B, C, A, B, C ...) beside a reference
+in the same process, and reported as the median of each and of its per-round ratio to the reference.
 """
 
 from __future__ import annotations
@@ -26,11 +26,15 @@ except ImportError:
 from lowbit import ops, packed  # noqa: E402
 
 
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def commit() -> str:
     """Returns the checkout's commit, with "+" when files differ from it; "unknown" outside a checkout."""
     try:
-        run = lambda *a: subprocess.run(["git", *a], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()  # noqa: E731
-        return run("rev-parse", "--short", "HEAD") + ("+" if run("status", "--porcelain", "--untracked-files=no") else "")
+        changed = _git("status", "--porcelain", "--untracked-files=no")
+        return _git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -52,9 +56,9 @@ def machine() -> dict[str, Any]:
     }
 
 
-def interleave(variants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def interleave(variants: Mapping[Any, Callable[[], float]], rounds: int) -> dict[Any, list[float]]:
     """Returns `rounds` samples of every variant, taken in turn after one unmeasured round."""
-    samples: dict[str, list[float]] = {name: [] for name in variants}
+    samples: dict[Any, list[float]] = {name: [] for name in variants}
     for each in variants.values():
         each()
     for _ in range(rounds):
@@ -84,7 +88,7 @@ def buffer(size: int, fill: np.ndarray | None = None) -> np.ndarray:
     return data
 
 
-READERS = {"1 stream": (1, 0), "1 stream, prefetch": (1, 1024), "4 streams": (4, 1024), "8 streams": (8, 1024)}
+READERS = {f"{s} x {a}": (s, a) for s in (1, 4, 8) for a in (0, 1024, 2048)}  # streams x bytes prefetched ahead
 
 
 CLOCKS = ("wall", "cpu")  # what the native timers return; cpu (of the slowest thread) where other jobs take turns

@@ -1,23 +1,28 @@
-"""How close do linear products come to memory speed? GB/s of packed weights beside the best plain reader of the same run.
+"""How close do linear products come to memory speed? GB/s of packed weights beside the best plain reader of the run.
 
-One layer's worth of activations is multiplied with weights that fill several hundred MB of huge pages, so nothing stays in a
-cache: what a decoder does for one token. For batches the rate falls where arithmetic takes over.
+One token's activations are multiplied with weights that fill several hundred MB of huge pages, so nothing stays in a
+cache: what a decoder does. For batches (m > 1) the rate falls where arithmetic takes over.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from _common import CLOCKS, buffer, interleave, median, ops, ratio, reader, report
+
 from lowbit import formats, quantize
 
+FORMATS = [f.name for f in formats.FORMATS.values()]
+TIERS = [t for t in ops.tiers() if t not in ("scalar", "amx")]
 
-def main() -> None:
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    scaled = [f.name for f in formats.FORMATS.values()]
-    parser.add_argument("--formats", nargs="+", default=scaled, choices=scaled)
-    parser.add_argument("--tiers", nargs="+", default=[t for t in ops.tiers() if t not in ("scalar", "amx")], choices=ops.TIERS)
+    parser.add_argument("--formats", nargs="+", default=FORMATS, choices=FORMATS)
+    parser.add_argument("--tiers", nargs="+", default=TIERS, choices=ops.TIERS)
     parser.add_argument("--compute", nargs="+", default=["int8", "fp32"])
     parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, ops.native().allowed_cpus()}))
     parser.add_argument("--m", nargs="+", type=int, default=[1, 2, 4, 8])
@@ -28,47 +33,51 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: for a machine that other jobs share")
     parser.add_argument("--json", metavar="FILE", help="write the result there; - for standard output")
-    args = parser.parse_args()
+    return parser.parse_args()
 
-    rng = np.random.default_rng(0)
-    weight = rng.normal(0, 0.02, (args.rows, args.k)).astype(np.float32)
+
+def product(pool: Any, weights: tuple[Any, ...], tier: str, compute: str, m: int, clock: str) -> Callable[[], float]:
+    """Returns a function that samples GB/s of one product of m rows with each of the weights.
+
+    weights: format id, rows, k, group size, and the bytes of whole packed weights behind each other.
+    """
+    format_id, rows, k, group_size, data = weights
+    k_padded = ops.layout(format_id, rows, k, group_size)["k_padded"]
+    x = np.random.default_rng(m).normal(0, 1, (m, k_padded)).astype(np.float32)
+    arguments = (pool, ops.TIERS.index(tier), ops.COMPUTE.index(compute), *weights, x)
+    return lambda: data.size / ops.native().linear_seconds(*arguments)[CLOCKS.index(clock)] / 1e9
+
+
+def measure(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Returns one row per threads, tier, compute type and m for a format."""
+    weight = np.random.default_rng(0).normal(0, 0.02, (args.rows, args.k)).astype(np.float32)
+    packed = quantize.quantize(weight, name, args.group_size)
+    format_id, _, _, group_size, *_ = packed.native()
+    copies = max(1, args.megabytes * 10**6 // packed.data.size)
+    data = buffer(copies * packed.data.size, packed.data)
+    weights = (format_id, args.rows, args.k, group_size, data)
+    compute_types = [c for c in args.compute if c == "fp32" or ops.has_int8_compute(format_id)]
     rows = []
-    for name in args.formats:
-        packed = quantize.quantize(weight, name, args.group_size)
-        copies = max(1, args.megabytes * 10**6 // packed.data.size)
-        data = buffer(copies * packed.data.size, packed.data)
-        format_id, _, _, group_size, *_ = packed.native()
-        k_padded = ops.layout(format_id, args.rows, args.k, group_size)["k_padded"]
-        for threads in args.threads:
-            pool = ops.native().ThreadPool(threads)
-            read_name, read = reader(pool, data, args.clock)
-            variants = {}
-            for tier in args.tiers:
-                for compute in args.compute:
-                    if compute == "int8" and not ops.has_int8_compute(format_id):
-                        continue
-                    for m in args.m:
-                        x = rng.normal(0, 1, (m, k_padded)).astype(np.float32)
+    for threads in args.threads:
+        pool = ops.native().ThreadPool(threads)
+        read_name, read = reader(pool, data, args.clock)
+        keys = [(tier, compute, m) for tier in args.tiers for compute in compute_types for m in args.m]
+        samples = interleave(
+            {"read": read} | {key: product(pool, weights, *key, args.clock) for key in keys}, args.rounds
+        )
+        for key in keys:
+            tier, compute, m = key
+            row = {"format": name, "tier": tier, "compute": compute, "threads": threads, "m": m}
+            row |= {"GB/s": median(samples[key]), "best": max(samples[key]), "read GB/s": median(samples["read"])}
+            rows.append(row | {"% of read": 100 * ratio(samples[key], samples["read"]), "reader": read_name})
+    return rows
 
-                        def sample(tier=tier, compute=compute, x=x) -> float:
-                            arguments = (format_id, args.rows, args.k, group_size, data, x)
-                            tier_id, compute_id = ops.TIERS.index(tier), ops.COMPUTE.index(compute)
-                            times = ops.native().linear_seconds(pool, tier_id, compute_id, *arguments)
-                            return data.size / times[CLOCKS.index(args.clock)] / 1e9
 
-                        variants[tier, compute, m] = sample
-            samples = interleave({"read": read, **variants}, args.rounds)
-            for tier, compute, m in variants:
-                gbs = samples[tier, compute, m]
-                rows.append(
-                    {
-                        "format": name, "tier": tier, "compute": compute, "threads": threads, "m": m,
-                        "GB/s": median(gbs), "best": max(gbs), "read GB/s": median(samples["read"]),
-                        "% of read": 100 * ratio(gbs, samples["read"]), "reader": read_name,
-                    }
-                )  # fmt: skip
-    shape = {"shape": f"{args.rows}x{args.k}", "group_size": args.group_size, "megabytes": args.megabytes, "clock": args.clock}
-    report("bench_linear", rows, args.json, **shape)
+def main() -> None:
+    args = parse()
+    rows = [row for name in args.formats for row in measure(name, args)]
+    context = {"shape": f"{args.rows}x{args.k}", "group_size": args.group_size, "megabytes": args.megabytes}
+    report("bench_linear", rows, args.json, **context, clock=args.clock)
 
 
 if __name__ == "__main__":

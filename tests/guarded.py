@@ -1,4 +1,4 @@
-"""Arrays that touch unmapped memory, so that one byte read or written too far ends the test run instead of going unseen."""
+"""Arrays that touch unmapped memory: one byte read or written too far ends the test run instead of going unseen."""
 
 import ctypes
 import mmap
@@ -11,7 +11,7 @@ _PROT_NONE = 0
 
 
 def guarded(values: np.ndarray, at: str = "end") -> np.ndarray:
-    """Returns a copy of `values` that ends ("end") right before an unmapped page, or starts ("start") right behind one."""
+    """Returns a copy of `values` that ends right before an unmapped page ("end") or starts behind one ("start")."""
     page = mmap.PAGESIZE
     body = -(-max(values.nbytes, 1) // page) * page
     region = mmap.mmap(-1, body + 2 * page)

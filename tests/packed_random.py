@@ -14,11 +14,13 @@ NAMES = list(FORMATS)
 SCALED = [name for name in NAMES if FORMATS[name]["codes"] != 2]
 INT8 = [name for name in NAMES if n.has_int8_compute(FORMATS[name]["id"])]
 
+# fmt: off
 _NF4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
         -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
         0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]
 _NF3 = [-1.0, -0.4786291718482971, -0.21714182198047638, 0.0, 0.16093020141124725, 0.33791524171829224,
-        0.5626170039176941, 1.0]  # fmt: skip
+        0.5626170039176941, 1.0]
+# fmt: on
 
 
 def _minifloat(bits: int, exponent_bits: int, bias: int) -> np.ndarray:
@@ -65,7 +67,7 @@ class Packed:
 
 
 def random_packed(name: str, rows: int, k: int, group_size: int, seed: int = 0, scale: float = 0.01) -> Packed:
-    """Returns a packed weight with random codes (the padding too), fp16 scales around `scale` of both signs, and minima."""
+    """Returns a weight with random codes (the padding too), and random fp16 scales and minima of both signs."""
     rng = np.random.default_rng(seed)
     f = FORMATS[name]
     layout = n.layout(f["id"], rows, k, group_size)

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+
+from guarded import guarded
 from lowbit import _native as n
 from lowbit import ops
-from guarded import guarded
 from packed_random import FORMATS, INT8, NAMES, SCALED, Packed, exact_values, random_packed
 
 TIERS = {name: ops.TIERS.index(name) for name in n.tiers() if name != "amx"}
@@ -180,7 +181,9 @@ def test_activations_are_quantised_bit_for_bit_as_scalar_does(tier):
     for m in (1, 2, 3, 4, 5, 8, 9, 17):
         for k_padded in (128, 192):
             for mine, scalar in zip(
-                n.quantize_rows(POOL, TIERS[tier], x[:m], k_padded), n.quantize_rows(POOL, 0, x[:m], k_padded), strict=True
+                n.quantize_rows(POOL, TIERS[tier], x[:m], k_padded),
+                n.quantize_rows(POOL, 0, x[:m], k_padded),
+                strict=True,
             ):
                 assert np.array_equal(mine, scalar, equal_nan=mine.dtype.kind == "f")
 

@@ -1,6 +1,7 @@
-"""What the compiled kernels may contain: no instruction above their tier, and no symbol another unit could be linked to.
+"""What compiled kernels may contain: no instruction above their tier, no symbol another unit could be linked to.
 
-A function emitted weak in the AVX-512 unit may be the copy the linker keeps for everybody: an illegal instruction on other CPUs.
+A function emitted weak in the AVX-512 unit may be the copy that the linker keeps for everybody: an illegal instruction
+on other CPUs.
 """
 
 import re
