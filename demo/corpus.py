@@ -1,8 +1,9 @@
 """From text to batches: the tokenizer, the loss weight of every token, documents of like length padded together."""
 
 import random
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import accumulate, islice
 
 import torch
 from prompts import BEGIN, END_OF_TEXT, SPECIALS
@@ -49,21 +50,28 @@ def _without_specials(text: str) -> str:
 
 
 def encode(tokenizer: Tokenizer, batch: list[Document]) -> list[tuple[list[int], list[float]]]:
-    """Token ids of each document and the loss weight of each token, that of the piece its first character lies in."""
-    texts = ["".join(text for text, _ in document) for document in batch]
-    encoded = []
-    for document, result in zip(batch, tokenizer.encode_batch(texts, add_special_tokens=False), strict=True):
-        ends, end = [], 0
-        for text, role in document:
-            end += len(text)
-            ends.append((end, WEIGHTS[role]))
-        weights, piece = [], 0
-        for start, _ in result.offsets:
-            while start >= ends[piece][0]:
-                piece += 1
-            weights.append(ends[piece][1])
-        encoded.append((result.ids, weights))
+    """Token ids of each document and the loss weight of each token, that of the piece its first character lies in.
+
+    An answer is tokenised apart from the prompt before it, as when the model writes it: no token spans the border.
+    """
+    parts = [(number, part) for number, document in enumerate(batch) for part in _cut_before_answers(document)]
+    texts = ["".join(text for text, _ in part) for _, part in parts]
+    encoded: list[tuple[list[int], list[float]]] = [([], []) for _ in batch]
+    for (number, part), result in zip(parts, tokenizer.encode_batch(texts, add_special_tokens=False), strict=True):
+        bounds = list(accumulate(len(text) for text, _ in part))
+        ids, weights = encoded[number]
+        ids += result.ids
+        weights += [WEIGHTS[part[bisect_right(bounds, start)][1]] for start, _ in result.offsets]
     return encoded
+
+
+def _cut_before_answers(document: Document) -> list[Document]:
+    parts: list[Document] = [[]]
+    for piece in document:
+        if piece[1] == "answer":
+            parts.append([])
+        parts[-1].append(piece)
+    return [part for part in parts if part]
 
 
 def batches(

@@ -30,27 +30,30 @@ def is_exact(question: Question, reply: str) -> bool:
     return bool(end) and text.strip() == question.answer
 
 
-def _share(flags: list[bool]) -> float:
-    return round(100 * sum(flags) / len(flags), 1) if flags else float("nan")
+def _share(flags: list[bool]) -> float | None:
+    return round(100 * sum(flags) / len(flags), 1) if flags else None
 
 
 def measure(folder: Path, styles: list[str], count: int, seed: int = 2026, show: int = 3) -> dict[str, dict]:
     """Percent of exact answers per style (all, answerable, unanswerable), printed and returned."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    asked = {style: evaluation(seed, style, count) for style in styles}
+    asked["long context"] = evaluation(seed, "context", count // 2, sizes=range(16, 33))
+    asked["general"] = general_evaluation()
     table = {}
-    for style in [*styles, "general"]:
-        questions = general_evaluation() if style == "general" else evaluation(seed, style, count)
+    for style, questions in asked.items():
         replies = answer_all(model, tokenizer, [q.prompt for q in questions])
         exact = [is_exact(q, r) for q, r in zip(questions, replies, strict=True)]
+        known = [q.answer != UNKNOWN for q in questions]
         table[style] = {
             "questions": len(questions),
             "exact": _share(exact),
-            "answerable": _share([e for q, e in zip(questions, exact, strict=True) if q.answer != UNKNOWN]),
-            "unanswerable": _share([e for q, e in zip(questions, exact, strict=True) if q.answer == UNKNOWN]),
+            "answerable": _share([e for e, k in zip(exact, known, strict=True) if k]),
+            "unanswerable": _share([e for e, k in zip(exact, known, strict=True) if not k]),
         }
         print(style, json.dumps(table[style]), flush=True)
         wrong = [(q, r) for q, r, e in zip(questions, replies, exact, strict=True) if not e]
         for question, reply in wrong[:show]:
-            print(f"  {question.prompt[-300:]!r}\n    said {reply!r}, expected {question.answer!r}")
+            print(f"  {question.prompt[-300:]!r}\n    said {reply.partition(END)[0]!r}, expected {question.answer!r}")
     return table

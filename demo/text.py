@@ -97,10 +97,10 @@ def _chat_quiz(words: Words, quiz: Quiz) -> Document:
     return document
 
 
-def quiz_document(words: Words, size: int, passages: int, asked: int, unknown: float = 0.12) -> Document:
+def quiz_document(words: Words, size: int, passages: int, asked: int, unknown: float = 0.09) -> Document:
     """A context with `asked` questions, in the chat template or in one of the raw `STYLES`."""
     quiz = make_quiz(words, size, passages, asked, unknown)
-    style = words.rng.choice(("chat", "chat", "context", "user", *STYLES, "chat"))
+    style = words.rng.choice((*["chat"] * 5, "context", "user", *STYLES))
     return _chat_quiz(words, quiz) if style == "chat" else _raw_quiz(words, quiz, style)
 
 
@@ -197,11 +197,11 @@ def documents(seed: int, stage: float = 1.0) -> Iterator[Document]:
         roll = rng.random()
         if rng.random() < DRILL_SHARE * (1 - stage):
             yield drill_document(words)
-        elif roll < 0.14:
+        elif roll < 0.12:
             yield story_document(words)
-        elif roll < 0.25:
+        elif roll < 0.19:
             yield general_document(words)
-        elif roll < 0.28:
+        elif roll < 0.21:
             yield conversation_document(words)
         else:
             size = 1 + int(rng.random() ** 1.3 * (3 + stage * 9))
@@ -212,13 +212,16 @@ def documents(seed: int, stage: float = 1.0) -> Iterator[Document]:
             yield quiz_document(words, size, passages, rng.choice((3, 4, 6, 8)) if rng.random() < 0.75 else 1)
 
 
-def evaluation(seed: int, style: str, count: int, unknown: float = 0.08) -> list[Question]:
-    """`count` questions in one style ("chat" or a key of `STYLES`), about names that training never contains."""
+def evaluation(seed: int, style: str, count: int, unknown: float = 0.08, sizes: range = range(1, 9)) -> list[Question]:
+    """`count` questions in one style ("chat" or a key of `STYLES`), about names that training never contains.
+
+    `sizes` are the numbers of facts in a context.
+    """
     words = Words(Random(f"evaluation {seed} {style}"), held_out=True)
     rng = words.rng
     questions = []
     for _ in range(count):
-        quiz = make_quiz(words, rng.randrange(1, 9), rng.choice((1, 2, 3)), 1, unknown)
+        quiz = make_quiz(words, rng.choice(sizes), rng.choice((1, 2, 3)), 1, unknown)
         (question, answer), context = quiz.questions[0], _join(rng, quiz.passages)
         if style == "chat":
             messages = ({"role": "user", "content": rng.choice(CHAT_STYLES).format(c=context, q=question).strip()},)

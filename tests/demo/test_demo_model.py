@@ -78,6 +78,17 @@ def test_weights_follow_their_pieces(exported):
     assert len(ids) == len(weights)
 
 
+def test_no_token_spans_the_border_of_prompt_and_answer(exported):
+    import corpus
+
+    _, tokenizer, _ = exported
+    document = [("<|begin|>Answer: ", "question"), ("red.", "answer"), ("<|end|>", "answer")]
+    (ids, weights), *_ = corpus.encode(tokenizer, [document])
+    prompt = tokenizer.encode("Answer: ").ids
+    assert ids[: len(prompt)] == prompt
+    assert [w == corpus.WEIGHTS["answer"] for w in weights] == [False] * len(prompt) + [True] * (len(ids) - len(prompt))
+
+
 def test_a_few_steps_lower_the_loss(tmp_path, exported, monkeypatch):
     import llama
     import train
