@@ -1,7 +1,4 @@
-"""Muon: momentum whose update is orthogonalised, for the matrices of hidden layers (K. Jordan et al., 2024).
-
-On this model it reaches a given answer loss in clearly fewer steps than AdamW alone (see README.md).
-"""
+"""Muon: momentum whose update is orthogonalised, for the matrices of hidden layers (K. Jordan et al., 2024)."""
 
 from collections import defaultdict
 

@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 log = logging.getLogger("train")
 
 MUON_RATE, ADAM_RATE = 0.01, 0.002
-WARM_UP_STEPS = 10
+WARM_UP_STEPS = 100
 DECAY_SHARE = 0.55  # of the time, at the end: the learning rate falls in a line
 STAGE_SHARE = 0.5  # of the time, at the start: contexts grow to their full length
 USUAL_WEIGHT = 0.25  # mean loss weight of a token; keeps the loss of different batches comparable
