@@ -9,9 +9,9 @@ ASAN_PRELOAD = $$(c++ -print-file-name=libasan.so):$$(c++ -print-file-name=libub
 sanitize:  ## native tests under AddressSanitizer and UndefinedBehaviorSanitizer: make sanitize T=tests/native
 	@test -e "$$(c++ -print-file-name=libasan.so)" || { echo "sanitize: skipped, c++ has no AddressSanitizer"; exit 0; }; \
 	set -e; \
-	cmake -S native -B $(SANITIZE) -G Ninja -DLOWBIT_SANITIZE=ON \
-	    -DPython_EXECUTABLE=$$($(DEV_PYTHON) -c 'import sys; print(sys.executable)') > build-sanitize.log 2>&1 \
-	    || { cat build-sanitize.log; exit 1; }; \
+	mkdir -p build; cmake -S native -B $(SANITIZE) -G Ninja -DLOWBIT_SANITIZE=ON \
+	    -DPython_EXECUTABLE=$$($(DEV_PYTHON) -c 'import sys; print(sys.executable)') > $(SANITIZE).log 2>&1 \
+	    || { cat $(SANITIZE).log; exit 1; }; \
 	cmake --build $(SANITIZE) -j 2; \
 	rm -rf $(SANITIZE)/python && mkdir -p $(SANITIZE)/python && cp -r backend/lowbit $(SANITIZE)/python/; \
 	rm -f $(SANITIZE)/python/lowbit/_native*.so && cp $(SANITIZE)/_native*.so $(SANITIZE)/python/lowbit/; \
