@@ -215,12 +215,14 @@ async def test_eight_tasks_at_once_leave_the_loop_alive(llm):
 
 
 async def test_cancelling_frees_the_model(llm):
+    started = asyncio.Event()
+
     async def endless():
         async for _ in llm.astream(PROMPT, max_new_tokens=llm.model.context - 64, ignore_eos=True):
-            pass
+            started.set()
 
     task = asyncio.create_task(endless())
-    await asyncio.sleep(0.02)
+    await started.wait()  # a fixed time would be longer than a tiny model takes for its whole context
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
