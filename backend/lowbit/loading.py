@@ -295,7 +295,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _refuse_other_formats(formats: _Formats, config: dict[str, Any], folder: Path, default: str) -> None:
-    """Raises ValueError when arguments ask for other numbers than a low-bit folder holds; `default` asks for nothing."""
+    """Raises ValueError when arguments ask for other numbers than a low-bit folder has; `default` asks for nothing."""
     saved, asked = config["quantization_config"], formats.to_dict()
     wanted = {
         "low_bit": ("format", asked["format"] != default),

@@ -282,8 +282,8 @@ def sample(
     """
     return native().sample(
         logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, top_logprobs=top_logprobs, prompt=prompt,
-        output=output, mask=mask, seed=seed, position=position,
+        presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, top_logprobs=top_logprobs,
+        prompt=prompt, output=output, mask=mask, seed=seed, position=position,
     )  # fmt: skip
 
 

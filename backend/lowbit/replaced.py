@@ -37,7 +37,8 @@ def replacement(id_or_path: str | os.PathLike) -> str | os.PathLike:
     if model is None or os.path.isdir(name):
         return id_or_path
     with _lock:
-        first, _ = name not in _told, _told.add(name)
+        first = name not in _told
+        _told.add(name)
     if first:
         logger.warning(
             "%s holds int8 weights of a runtime that no longer exists; %s, which it was made from, is loaded and "
