@@ -5,7 +5,7 @@ using Quad = __m512i;
 using Ints = __m512i;
 using Floats = __m512;
 constexpr int kLanes = 16;
-constexpr int64_t kPrefetchBytes = 2048;
+constexpr int64_t kPrefetchBytes = 1024;  // 2 threads, int4 and nf4: 91-96 % of the read rate; 2048: 88 %, 512: 78-84 %
 
 inline Quad load_quad(const uint8_t* p) { return _mm512_loadu_si512(p); }
 inline Quad low_nibble(Quad v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
