@@ -37,21 +37,7 @@ uint16_t half_at(const uint8_t* line, int index) {
 
 // ---- values ---------------------------------------------------------------------------------------------------
 
-template <FormatId id>
-constexpr Format kFormat = format_of(id);
-
-template <FormatId id> constexpr Codebook<1> kValues{};  // of codebook formats
-template <> constexpr auto kValues<FormatId::nf3> = kNf3Values;
-template <> constexpr auto kValues<FormatId::nf4> = kNf4Values;
-template <> constexpr auto kValues<FormatId::fp4> = kFp4Values;
-template <> constexpr auto kValues<FormatId::fp6> = kFp6Values;
-template <> constexpr auto kValues<FormatId::fp8_e4m3> = kFp8E4m3Values;
-template <> constexpr auto kValues<FormatId::fp8_e5m2> = kFp8E5m2Values;
-
-template <FormatId id> constexpr Int8Codebook kIntegers{{}, 1.0f};  // of codebook formats with int8 compute
-template <> constexpr auto kIntegers<FormatId::nf3> = kNf3Int8;
-template <> constexpr auto kIntegers<FormatId::nf4> = kNf4Int8;
-template <> constexpr auto kIntegers<FormatId::fp4> = kFp4Int8;
+#include "shared/tables.h"
 
 // The value of (row, k) before scale and minimum, in units of fp32 compute.
 template <FormatId id>
@@ -72,11 +58,11 @@ float value_at(const uint8_t* atom, int row, int k) {
     }
 }
 
-// The same for int8 compute, in units of kIntegers<id>.factor.
+// The same for int8 compute, in units of kInteger<id>.factor.
 template <FormatId id>
 int integer_at(const uint8_t* atom, int row, int k) {
     const unsigned code = code_at<kFormat<id>.bits>(atom, row, k);
-    if constexpr (kFormat<id>.codes == Codes::kCodebook) return kIntegers<id>.code[code];
+    if constexpr (kFormat<id>.codes == Codes::kCodebook) return kInteger<id>.code[code];
     else return static_cast<int>(code) - kFormat<id>.offset;
 }
 
@@ -122,7 +108,7 @@ void product(const PackedView& w, int64_t first_panel, int64_t panels, const Row
 
 template <FormatId id>
 struct FoldInt8 {
-    static constexpr float factor = kIntegers<id>.factor;
+    static constexpr float factor = kInteger<id>.factor;
     int16_t w[kAtomK][kPanelRows];
 
     explicit FoldInt8(const uint8_t* atom) {

@@ -1,4 +1,4 @@
-// Format properties the vector tiers share; include inside a tier's anonymous namespace.
+// Format properties all tiers share; include inside a tier's anonymous namespace.
 
 #define INLINE_LAMBDA __attribute__((always_inline))
 #define ALWAYS_INLINE inline __attribute__((always_inline))
