@@ -106,19 +106,23 @@ def _info_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def convert(arguments: Arguments) -> None:
-    """Quantises a model and writes a low-bit folder."""
+    """Quantises a language model, an embedder or a reranker and writes a low-bit folder."""
     from lowbit import checkpoint, formats
-    from lowbit.loading import load_model
+    from lowbit.loading import TASKS, load_model, task_of
     from lowbit.runtime import Runtime
+    from lowbit.sources.hub import Access
 
     out = Path(arguments.out)
     for name in filter(None, (arguments.low_bit, arguments.head_format, arguments.embedding_format)):
         formats.resolve(name)  # before anything is downloaded or read
     _refuse_to_replace(out)
     start = time.perf_counter()
+    access = Access(arguments.cache_dir, arguments.token, arguments.local_files_only, _shows_progress(arguments))
+    task = task_of(arguments.model, arguments.revision, access)
     loaded = load_model(
         arguments.model,
-        arguments.low_bit,
+        arguments.low_bit or TASKS[task],
+        task=task,
         group_size=arguments.group_size,
         head_format=arguments.head_format,
         embedding_format=arguments.embedding_format,
@@ -130,7 +134,7 @@ def convert(arguments: Arguments) -> None:
     checkpoint.save(loaded, out)
     seconds = time.perf_counter() - start
     stored = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    _out(f"{out}: {arguments.low_bit}, {size(stored)}, {seconds:.1f} s\n")
+    _out(f"{out}: {loaded.quantization['format']}, {size(stored)}, {seconds:.1f} s\n")
 
 
 def _refuse_to_replace(out: Path) -> None:
@@ -264,10 +268,10 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("info", info, "Show CPU features, tier, threads, memory and devices, and why they were chosen.")
     sub.add_argument("--json", action="store_true", help="as JSON")
 
-    sub = command("convert", convert, "Quantise a model into a low-bit folder.")
+    sub = command("convert", convert, "Quantise a language model, an embedder or a reranker into a low-bit folder.")
     add_source(sub)
     sub.add_argument("out", help="the folder to write; an existing low-bit folder is replaced, anything else is not")
-    sub.add_argument("--low-bit", default="sym_int4", metavar="FORMAT", help="default: sym_int4")
+    sub.add_argument("--low-bit", metavar="FORMAT", help="default: sym_int4, sym_int8 for embedders and rerankers")
     sub.add_argument("--group-size", type=int, help="weights that share a scale: 32, 64 (default) or 128")
     sub.add_argument("--head-format", metavar="FORMAT", help="format of the head (default: sym_int8)")
     sub.add_argument("--embedding-format", metavar="FORMAT", help="format of the embeddings (default: sym_int8)")

@@ -120,6 +120,25 @@ def load_model(
     )
 
 
+def task_of(id_or_path: str | os.PathLike, revision: str | None, access: hub.Access) -> str:
+    """Returns what a model is for, a key of TASKS, by its configuration; no weights are read or downloaded.
+
+    Raises FileNotFoundError, PermissionError or ValueError as `load_model` does.
+    """
+    folder = hub.locate(id_or_path, revision, access).folder
+    config = _read_config(folder)
+    if checkpoint.is_low_bit(config):
+        saved = config["quantization_config"]
+        is_encoder, labels = saved.get("graph") == "encoder", (saved.get("spec") or {}).get("labels", 0)
+    else:
+        refuse_foreign(folder, config)
+        spec = models.family(config).spec
+        is_encoder, labels = isinstance(spec, EncoderSpec), getattr(spec, "labels", 0)
+    if is_encoder:
+        return "rerank" if labels else "embed"
+    return "embed" if (folder / "modules.json").exists() else "text"
+
+
 @dataclass(frozen=True)
 class _Formats:
     """Which format each tensor gets. None stands for the float type the checkpoint has."""

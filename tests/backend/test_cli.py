@@ -52,12 +52,13 @@ def converts(monkeypatch):
 
     def load_model(model, low_bit, **options):
         calls.append((model, low_bit, options))
-        return "loaded"
+        return SimpleNamespace(quantization={"format": low_bit})
 
     def save(loaded, folder):
         folder.mkdir(exist_ok=True)
         (folder / "weights").write_bytes(b"x" * 2048)
 
+    monkeypatch.setattr(loading, "task_of", lambda *_: "text")
     monkeypatch.setattr(loading, "load_model", load_model)
     monkeypatch.setattr(checkpoint, "save", save)
     return calls

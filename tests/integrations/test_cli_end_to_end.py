@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +40,30 @@ def test_a_converted_model_is_converted_no_further(converted, tmp_path):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("labels", [0, 1])
+@pytest.mark.parametrize("asked", [[], ["--low-bit", "nf4"]])
+def test_convert_takes_embedders_and_rerankers(labels, asked, tmp_path):
+    from tiny_bert import write_bert
+
+    import lowbit as package
+
+    source = write_bert(tmp_path / "bert", labels=labels)
+    done = lowbit("convert", source, tmp_path / "out", *asked)
+    assert done.returncode == 0, done.stderr
+    low_bit = (asked or ["sym_int8"])[-1]
+    assert low_bit in done.stdout
+    shutil.rmtree(source)
+    if labels:
+        model = package.Reranker(tmp_path / "out")
+        assert model.score("w5", ["w6", "w7"]).shape == (2,)
+    else:
+        model = package.Embedder(tmp_path / "out")
+        assert model.encode(["w5 w6"]).shape == (1, 48)
+        again = lowbit("convert", tmp_path / "out", tmp_path / "copy")
+        assert low_bit in again.stdout
+    assert model.quantization["format"] == low_bit
 
 
 def test_run_is_reproducible_and_respects_stop(converted):
