@@ -124,6 +124,11 @@ class TextModel:
         """Longest sequence in tokens, prompt and answer together."""
         return self.generator.engine.context
 
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids that end a text where the call names none."""
+        return self._eos
+
     # ---- text and ids ------------------------------------------------------------------------------------------
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
