@@ -16,10 +16,10 @@ LAYERS = [
     {"formats", "machine", "models._spec", "replaced"},
     {"ops", "packed", "runtime", "reference"},
     {"models", "sources", "quantize", "checkpoint", "loading", "sampling", "stop", "perplexity"},
-    {"tokenizer", "tokenizer_files", "sentencepiece", "detokenize", "sessions", "sentence", "texts"},
+    {"tokenizer", "tokenizer_files", "sentencepiece", "detokenize", "sessions", "sentence", "texts", "chat_templates"},
     {"generate", "engine"},
     {"text"},
-    {"chat", "options"},
+    {"chat", "tool_calls", "options"},
     {"embed", "rerank"},
     {"cli", ""},
 ]

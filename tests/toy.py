@@ -147,6 +147,7 @@ def text_model(
         generation_config=dict(generation_config or {}),
         tokenizer_files={},
         provenance={"source": "toy"},
+        quantization={},
     )
-    runtime = SimpleNamespace(device="cpu", threads=1, context=None)
+    runtime = SimpleNamespace(device="cpu", threads=1, context=None, compute="fp32")
     return TextModel(loaded, runtime, engine=ToyEngine(make, **engine), tokenizer=byte_tokenizer(chat_template))

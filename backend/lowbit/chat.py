@@ -10,6 +10,7 @@ import copy
 import functools
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -19,9 +20,20 @@ from jinja2.nodes import Scope
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from lowbit import chat_templates
+from lowbit.runtime import nearest
+from lowbit.sampling import merge
 from lowbit.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TurnEnd:
+    """What ends an answer in a conversation: token ids, and texts where the format has no token for it."""
+
+    ids: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()
 
 
 def render(
@@ -36,9 +48,9 @@ def render(
 ) -> str:
     """Returns the prompt text of a conversation.
 
-    messages: dictionaries with "role" and "content", oldest first. template: the text of one, or the name of one of
-    several; default the tokenizer's own ("tool_use" where there is one and tools are given). tools: JSON schemas.
-    variables: whatever else the template knows, for example enable_thinking.
+    messages: dictionaries with "role" and "content", oldest first. template: the text of one, the name of one of the
+    tokenizer's several, or of `chat_templates.names()`; default the tokenizer's own ("tool_use" where there is one and
+    tools are given). tools: JSON schemas. variables: whatever else the template knows, for example enable_thinking.
 
     Raises ValueError when there is no template, or when it refuses these messages, with its own words.
     """
@@ -79,25 +91,78 @@ def has_template(tokenizer: Tokenizer) -> bool:
     return bool(tokenizer.chat_template)
 
 
+def turn_end(tokenizer: Tokenizer, template: str | None = None) -> TurnEnd:
+    """Returns what ends an answer under a template: the special token that it puts behind one.
+
+    Many checkpoints name another token as their eos (that of the base model), so an answer would never end by itself.
+    Nothing where the template shows no such token; what a format of `chat_templates` names beside it.
+    """
+    named = None if template is None or _own_named(tokenizer, template) else chat_templates.find(template)
+    found = [tokenizer.id(text) for text in (named.stop if named else ())]
+    stop = tuple(text for text, i in zip(named.stop, found, strict=True) if i is None) if named else ()
+    after = _first_token_after_answer(tokenizer, template)
+    return TurnEnd(tuple(dict.fromkeys(i for i in (after, *found) if i is not None)), stop)
+
+
+def answer_options(model: Any, options: Mapping[str, Any], template: str | None = None) -> dict[str, Any]:
+    """Returns the options with which a `TextModel` answers a conversation: the given ones, and where an answer ends.
+
+    options: names of `GenerationOptions`. An eos_token_id among them is taken as it is; stop strings are added to.
+    """
+    end = turn_end(model.tokenizer, template)
+    merged = merge({"eos_token_id": tuple(dict.fromkeys((*model.eos_ids, *end.ids)))}, options)
+    stop = merged.get("stop") or ()
+    stops = (*((stop,) if isinstance(stop, str) else stop), *end.stop)
+    return merged | ({"stop": stops} if stops else {})
+
+
+def _first_token_after_answer(tokenizer: Tokenizer, template: str | None) -> int | None:
+    words = ("lowbitquestion", "lowbitanswer", "lowbitagain")
+    turns = [{"role": role, "content": word} for role, word in zip(("user", "assistant", "user"), words, strict=True)]
+    try:
+        text = render(tokenizer, turns, template=template, add_generation_prompt=False)
+    except ValueError:  # a template for single questions
+        return None
+    between = text.rpartition(words[1])[2].partition(words[2])[0].lstrip()
+    first = next(iter(tokenizer.encode(between, add_special_tokens=False)), None)
+    return first if first in tokenizer.added_ids and first != tokenizer.bos_id else None
+
+
+def _own_named(tokenizer: Tokenizer, name: str) -> bool:
+    return isinstance(tokenizer.chat_template, Mapping) and name in tokenizer.chat_template
+
+
 def _template_text(tokenizer: Tokenizer, asked: str | None, tools: Any) -> str:
     own = tokenizer.chat_template
+    if asked is not None:
+        return own[asked] if _own_named(tokenizer, asked) else _asked_template(asked)
     if isinstance(own, Mapping):
-        if asked is not None:
-            return own.get(asked, asked)
         own = own["tool_use"] if tools is not None and "tool_use" in own else own.get("default")
         if own is None:
             raise ValueError(
                 "this model has several chat templates and no default: "
                 f"pass template= one of {sorted(tokenizer.chat_template)}"
             )
-    if asked is not None:
-        return asked
     if not own:
         raise ValueError(
-            "this model has no chat template (it is a base model, or the template was not saved with it): "
-            "write the prompt as text, or pass template= a jinja2 template"
+            "this model has no chat template (it is a base model, or the template was not saved with it): write the "
+            "prompt as text, or pass template= the name of the format it was trained on "
+            f"({', '.join(chat_templates.names())}) or a jinja2 template"
         )
     return own
+
+
+def _asked_template(asked: str) -> str:
+    named = chat_templates.find(asked)
+    if named is not None:
+        return named.text
+    if "{" not in asked:
+        known = chat_templates.names()
+        raise ValueError(
+            f"unknown chat template {asked!r}{nearest(asked, known)} "
+            f"Pass a jinja2 template or one of {', '.join(known)}."
+        )
+    return asked
 
 
 class _Generation(Extension):

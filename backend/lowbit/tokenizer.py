@@ -41,7 +41,9 @@ class Tokenizer:
         self.config = dict(config)
         self.special_tokens = dict(tokens)
         self.chat_template = chat_template
-        self.special_ids = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
+        added = backend.get_added_tokens_decoder()
+        self.added_ids = frozenset(added)  # tokens that are one piece of text; the special ones are no text at all
+        self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self._cleaning = bool(config.get("clean_up_tokenization_spaces")) and type(backend.model).__name__ != "BPE"
         _apply_bos_eos_rules(backend, config, tokens)
         self._anchor = backend.encode("a", add_special_tokens=False).ids[-1:]

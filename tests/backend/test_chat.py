@@ -3,7 +3,8 @@
 import pytest
 
 import toy
-from lowbit import chat
+from lowbit import chat, chat_templates
+from lowbit.tokenizer import Tokenizer
 
 TEMPLATE = (
     "{{ bos_token }}\n"
@@ -92,3 +93,78 @@ def test_equals_transformers():
     for add in (True, False):
         expected = theirs.apply_chat_template(HELLO, tokenize=False, add_generation_prompt=add)
         assert chat.render(ours, HELLO, add_generation_prompt=add) == expected
+
+
+# ---- named formats and the end of a turn ----
+
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello!"},
+    {"role": "user", "content": "Bye"},
+]
+# As the models' makers write a conversation (FastChat's conversation.py, llama's and dolly's own code, model cards).
+PUBLISHED = {
+    "vicuna": "<s>Be brief. USER: Hi ASSISTANT: Hello!</s>USER: Bye ASSISTANT:",
+    "llama-2": "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST] Hello! </s><s>[INST] Bye [/INST]",
+    "chatglm2": "[gMASK]sopBe brief.\n\n[Round 1]\n\n问：Hi\n\n答：Hello!\n\n[Round 2]\n\n问：Bye\n\n答：",
+    "chatglm3": "[gMASK]sop<|system|>\n Be brief.<|user|>\n Hi<|assistant|>\n Hello!<|user|>\n Bye<|assistant|>",
+    "baichuan": "Be brief.<reserved_106>Hi<reserved_107>Hello!<reserved_106>Bye<reserved_107>",
+    "qwen": "<s><|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    "Hello!<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n",
+    "internlm": "<s><|System|>:Be brief.\n<|User|>:Hi<eoh>\n<|Bot|>:Hello!<eoa>\n<|User|>:Bye<eoh>\n<|Bot|>:",
+    "neural-chat": "<s>### System:\nBe brief.\n### User:\nHi\n### Assistant:\nHello!\n### User:\nBye\n### Assistant:\n",
+    "dolly": "Be brief.\n\n### Instruction:\nHi\n\n### Response:\nHello!\n\n### End\n\n### Instruction:\nBye\n\n"
+    "### Response:\n",
+}
+PUBLISHED["chatml"] = PUBLISHED["internlm2"] = PUBLISHED["qwen"]
+
+
+@pytest.mark.parametrize("name", chat_templates.names())
+def test_named_formats_are_the_published_ones(name):
+    tokenizer = toy.byte_tokenizer()
+    assert chat.render(tokenizer, TALK, template=name) == PUBLISHED[name]
+    # Without the last question's prompt the text is the beginning of that with it: a session's prefix stays one.
+    assert PUBLISHED[name].startswith(chat.render(tokenizer, TALK, template=name, add_generation_prompt=False))
+
+
+@pytest.mark.parametrize(("name", "default"), [("vicuna", "A chat between"), ("dolly", "Below is"), ("llama-2", None)])
+def test_default_system_messages_of_named_formats(name, default):
+    text = chat.render(toy.byte_tokenizer(), TALK[1:2], template=name)
+    assert (default in text) if default else "SYS" not in text
+
+
+def test_a_missing_template_offers_the_named_ones():
+    with pytest.raises(ValueError, match=r"no chat template.*vicuna, llama-2.*jinja2"):
+        chat.render(toy.byte_tokenizer(), HELLO)
+    with pytest.raises(ValueError, match=r"unknown chat template 'vicunna'; did you mean 'vicuna'\?"):
+        chat.render(toy.byte_tokenizer(), HELLO, template="vicunna")
+
+
+def test_a_models_own_named_template_wins_over_a_format_of_that_name():
+    assert chat.render(toy.byte_tokenizer({"vicuna": "own"}), HELLO, template="vicuna") == "own"
+
+
+def test_the_turn_ends_at_the_token_behind_an_answer():
+    assert chat.turn_end(toy.byte_tokenizer(TEMPLATE)) == chat.TurnEnd((toy.EOS,))
+    assert chat.turn_end(toy.byte_tokenizer(), "llama-2") == chat.TurnEnd((toy.EOS,))  # after a space
+    assert chat.turn_end(toy.byte_tokenizer("{{ messages[0].content }}")) == chat.TurnEnd()
+    assert chat.turn_end(toy.byte_tokenizer("{{ raise_exception('no') }}")) == chat.TurnEnd()
+    bos_only = "{% for m in messages %}{{ bos_token }}{{ m.content }}{% endfor %}"
+    assert chat.turn_end(toy.byte_tokenizer(bos_only)) == chat.TurnEnd()
+
+
+def test_what_ends_a_turn_without_a_token_is_a_stop_string():
+    assert chat.turn_end(toy.byte_tokenizer(), "baichuan") == chat.TurnEnd((), ("<reserved_106>",))
+    tokenizer = toy.byte_tokenizer()
+    tokenizer.backend.add_special_tokens(["<reserved_106>"])
+    known = Tokenizer(tokenizer.backend, {}, tokenizer.special_tokens)
+    assert chat.turn_end(known, "baichuan") == chat.TurnEnd((known.id("<reserved_106>"),))
+
+
+def test_answers_end_at_the_turns_end_beside_the_models_own_eos():
+    model = toy.text_model({}, generation_config={"eos_token_id": 65}, chat_template=TEMPLATE)
+    assert chat.answer_options(model, {}) == {"eos_token_id": (65, toy.EOS)}
+    assert chat.answer_options(model, {"eos_token_id": 66, "stop": "x"}) == {"eos_token_id": 66, "stop": ("x",)}
+    named = chat.answer_options(model, {"stop": ["x"]}, "baichuan")
+    assert named == {"eos_token_id": (65,), "stop": ("x", "<reserved_106>")}
