@@ -1,5 +1,6 @@
 """LangChain classes over lowbit: the names that used to live in langchain-community, on a maintained engine."""
 
+from langchain_lowbit.chat_models import ChatIpexLLM
 from langchain_lowbit.cross_encoders import LowBitCrossEncoder
 from langchain_lowbit.embeddings import IpexLLMBgeEmbeddings, QuantizedBgeEmbeddings, QuantizedBiEncoderEmbeddings
 from langchain_lowbit.llms import BigdlLLM, IpexLLM
@@ -7,6 +8,7 @@ from langchain_lowbit.vectorstores import FaissVectorStore
 
 __all__ = [
     "BigdlLLM",
+    "ChatIpexLLM",
     "FaissVectorStore",
     "IpexLLM",
     "IpexLLMBgeEmbeddings",

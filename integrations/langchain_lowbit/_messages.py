@@ -1,0 +1,103 @@
+"""LangChain's messages to and from what a chat template and a text model know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
+from langchain_core.messages.ai import UsageMetadata
+
+from lowbit.text import Completion, Delta, TokenLogprob
+
+_ROLES: dict[type[BaseMessage], str] = {
+    SystemMessage: "system",
+    HumanMessage: "user",
+    AIMessage: "assistant",
+    ToolMessage: "tool",
+    FunctionMessage: "tool",
+}
+# Parts of a message's content that are no text and that a template is not to see: calls are in `tool_calls`, and
+# thoughts are not repeated to a model (their makers say so).
+_SILENT = frozenset({"tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "thinking", "reasoning"})
+
+
+def template_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
+    """Returns messages as chat templates expect them.
+
+    Raises ValueError for content other than text, and for a message that has no place in a prompt.
+    """
+    names = {call["id"]: call["name"] for m in messages if isinstance(m, AIMessage) for call in m.tool_calls}
+    return [_template_message(message, names) for message in messages]
+
+
+def _template_message(message: BaseMessage, call_names: Mapping[str | None, str]) -> dict[str, Any]:
+    result: dict[str, Any] = {"role": _role(message), "content": _text(message)}
+    if message.name:
+        result["name"] = message.name
+    if isinstance(message, ToolMessage):
+        result["tool_call_id"] = message.tool_call_id
+        result.setdefault("name", call_names.get(message.tool_call_id))
+    if isinstance(message, AIMessage) and message.tool_calls:
+        result["tool_calls"] = [
+            {"id": call["id"], "type": "function", "function": {"name": call["name"], "arguments": call["args"]}}
+            for call in message.tool_calls
+        ]
+    return result
+
+
+def _role(message: BaseMessage) -> str:
+    if isinstance(message, ChatMessage):
+        return message.role
+    for kind, role in _ROLES.items():
+        if isinstance(message, kind):
+            return role
+    raise ValueError(f"a {type(message).__name__} has no place in a prompt")
+
+
+def _text(message: BaseMessage) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    return "".join(_texts(message.content))
+
+
+def _texts(parts: Iterable[Any]) -> Iterable[str]:
+    for part in parts:
+        if isinstance(part, str):
+            yield part
+        elif part.get("type") in ("text", "text-plain"):
+            yield part.get("text") or ""
+        elif part.get("type") not in _SILENT:
+            kind = part.get("type", "content of no type")
+            raise ValueError(f"this model reads text only: a message's content has {kind!r} in it; leave it out")
+
+
+# ---- answers ----
+
+
+def usage(part: Delta | Completion) -> UsageMetadata:
+    """Returns the token counts of an answer; cache_read counts prompt tokens reused from an earlier call."""
+    return UsageMetadata(
+        input_tokens=part.prompt_tokens,
+        output_tokens=part.completion_tokens,
+        total_tokens=part.prompt_tokens + part.completion_tokens,
+        input_token_details={"cache_read": part.cached_tokens},
+    )
+
+
+def logprobs(entries: Iterable[TokenLogprob]) -> dict[str, Any]:
+    """Returns log-probabilities as OpenAI's chat models report them, which LangChain's tools read."""
+    return {"content": [_logprob(entry) for entry in entries]}
+
+
+def _logprob(entry: TokenLogprob) -> dict[str, Any]:
+    others = [{"token": text, "token_id": i, "logprob": logprob} for i, text, logprob in entry.alternatives]
+    return {"token": entry.text, "token_id": entry.token_id, "logprob": entry.logprob, "top_logprobs": others}
