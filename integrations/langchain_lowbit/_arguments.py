@@ -14,6 +14,7 @@ __all__ = ["NO_EFFECT", "log_ignored", "split_fields", "split_model_kwargs"]
 # Arguments that are known, but belong beside model_kwargs.
 _BESIDE = frozenset(
     {"load_in_4bit", "load_in_low_bit", "tokenizer_id", "streaming", "apply_chat_template", "callbacks"}
+    | {"template", "template_kwargs"}
 )
 
 
