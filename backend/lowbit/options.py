@@ -7,7 +7,8 @@ import dataclasses
 import difflib
 import inspect
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from lowbit.runtime import nearest
@@ -65,19 +66,19 @@ def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
 
 
 def split_model_kwargs(
-    model_kwargs: Mapping[str, Any] | None, beside: Collection[str] = ()
+    model_kwargs: Mapping[str, Any] | None, beside: Mapping[str, str] = MappingProxyType({})
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns (options for `lowbit.load`, generation options) of a model_kwargs; changes nothing in place.
 
-    beside: names that are arguments of their own. Raises TypeError for those, and for a name nobody knows, with the
-    nearest one that somebody does.
+    beside: names of what is an argument of its own -> that argument. Raises TypeError for those, and for a name nobody
+    knows, with the nearest one that somebody does.
     """
     loading: dict[str, Any] = {}
     generation: dict[str, Any] = {}
     loadable = load_names() - set(beside)
     for name, value in (model_kwargs or {}).items():
         if name in beside:
-            raise TypeError(f"{name!r} is not an option of model_kwargs: pass {name}=... beside it")
+            raise TypeError(f"{name!r} is not an option of model_kwargs: pass {beside[name]}=... beside it")
         if name in GENERATION_NAMES:
             generation[name] = value
         elif name in loadable:

@@ -23,7 +23,7 @@ def split_model_kwargs(model_kwargs: Mapping[str, Any] | None) -> tuple[dict[str
 
     Raises TypeError for a name nobody knows, with the nearest one that somebody does.
     """
-    return options.split_model_kwargs(model_kwargs, _BESIDE)
+    return options.split_model_kwargs(model_kwargs, {name: name for name in _BESIDE})
 
 
 def split_fields(kwargs: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any]:

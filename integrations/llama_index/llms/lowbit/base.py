@@ -1,0 +1,304 @@
+"""IpexLLM: a low-bit text model as a LlamaIndex LLM, with the constructors and arguments of llama-index-llms-ipex-llm.
+
+Translates types: LlamaIndex's prompts, messages and responses to and from `lowbit.TextModel`. Loads, tokenises and
+stops nothing itself. What the predecessor did wrong is not kept: async methods leave the event loop free, a call's
+options are obeyed, the chat template asks for an answer and its special tokens come once, a failed load raises its
+cause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    CompletionResponse,
+    LLMMetadata,
+    MessageRole,
+)
+from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW, DEFAULT_NUM_OUTPUTS
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.llm import LLM, default_completion_to_prompt
+from llama_index.core.prompts import BasePromptTemplate
+from llama_index.core.types import BaseOutputParser, PydanticProgramMode
+
+import lowbit
+from llama_index.llms.lowbit._arguments import (
+    fitting,
+    loading_options,
+    other_tokenizer,
+    prompt_template,
+    template_of,
+    with_signature_of,
+)
+from llama_index.llms.lowbit._convert import (
+    Conversation,
+    astream,
+    chat_response,
+    completion_response,
+    stream,
+    whole,
+)
+from lowbit.sampling import GenerationOptions, merge
+from lowbit.text import TextModel
+
+DEFAULT_HUGGINGFACE_MODEL = "meta-llama/Llama-2-7b-chat-hf"
+
+
+class IpexLLM(LLM):
+    """A Hugging Face model in 3 to 8 bits, run in process.
+
+    Build it with the constructor or `from_model_id` (hub id, Hugging Face folder or low-bit folder), with
+    `from_model_id_low_bit` (low-bit folder), or around a loaded model: `IpexLLM(model=lowbit.load(...))`.
+
+    A conversation goes through the model's own chat template, unless `messages_to_prompt` is given; a model without one
+    gets LlamaIndex's "user: ..." text. Generation options (`temperature`, `top_p`, `stop`, `seed`, `logprobs`, ...)
+    come from `generate_kwargs` and per call from `complete(..., temperature=0)`. The last response of a call has
+    `raw["finish_reason"]` and `raw["usage"]`.
+
+        from llama_index.llms.lowbit import IpexLLM
+
+        llm = IpexLLM.from_model_id(model_name="Qwen/Qwen2.5-0.5B-Instruct", load_in_low_bit="nf4")
+        for response in llm.stream_complete("What is AI?"):
+            print(response.delta, end="")
+    """
+
+    model_name: str = Field(default=DEFAULT_HUGGINGFACE_MODEL, description="Hub id or folder of the model.")
+    load_in_4bit: bool = Field(default=True, description="Whether to quantise to sym_int4.")
+    load_in_low_bit: str | None = Field(default=None, description="Format to quantise to; wins over load_in_4bit.")
+    context_window: int = Field(default=DEFAULT_CONTEXT_WINDOW, description="Tokens of prompt and answer.", gt=0)
+    max_new_tokens: int = Field(default=DEFAULT_NUM_OUTPUTS, description="Tokens to generate at most.", gt=0)
+    tokenizer_name: str | None = Field(default=None, description="Hub id or folder of another model's tokenizer.")
+    device_map: str = Field(default="cpu", description="Device: cpu, auto, xpu or xpu:N.")
+    stopping_ids: list[int] = Field(default_factory=list, description="Token ids that end an answer, beside the eos.")
+    tokenizer_outputs_to_remove: list[str] = Field(default_factory=list, description="Without effect.")
+    tokenizer_kwargs: dict[str, Any] = Field(default_factory=dict, description="Options of the tokenizer.")
+    model_kwargs: dict[str, Any] = Field(default_factory=dict, description="Options for loading.")
+    generate_kwargs: dict[str, Any] = Field(default_factory=dict, description="Options of every generation.")
+    is_chat_model: bool = Field(default=False, description="Whether prompts are messages of a conversation.")
+
+    _model: Any = PrivateAttr()
+    """The `lowbit.TextModel`; `llm._model.save_low_bit(path)` writes a complete low-bit folder."""
+    _tokenizer: Any = PrivateAttr()
+
+    def __init__(
+        self,
+        context_window: int = DEFAULT_CONTEXT_WINDOW,
+        max_new_tokens: int = DEFAULT_NUM_OUTPUTS,
+        tokenizer_name: str | None = None,
+        model_name: str = DEFAULT_HUGGINGFACE_MODEL,
+        load_in_4bit: bool | None = True,
+        load_in_low_bit: str | None = None,
+        model: TextModel | None = None,
+        tokenizer: Any | None = None,
+        device_map: str = "cpu",
+        stopping_ids: list[int] | None = None,
+        tokenizer_kwargs: dict[str, Any] | None = None,
+        tokenizer_outputs_to_remove: list[str] | None = None,
+        model_kwargs: dict[str, Any] | None = None,
+        generate_kwargs: dict[str, Any] | None = None,
+        is_chat_model: bool | None = None,
+        callback_manager: CallbackManager | None = None,
+        messages_to_prompt: Callable[[Sequence[ChatMessage]], str] | None = None,
+        completion_to_prompt: Callable[[str], str] | None = None,
+        pydantic_program_mode: PydanticProgramMode = PydanticProgramMode.DEFAULT,
+        output_parser: BaseOutputParser | None = None,
+        low_bit_model: bool | None = False,
+        *,
+        system_prompt: str | None = None,
+        query_wrapper_prompt: str | BasePromptTemplate | None = None,
+    ) -> None:
+        """Builds the LLM; loads the model unless one is given.
+
+        context_window: tokens of prompt and answer together; lowered to what the model holds. max_new_tokens: tokens
+        of an answer at most. model_name, tokenizer_name: hub ids or folders; tokenizer_name is only needed for the
+        tokenizer of another model. load_in_low_bit: a format of `lowbit.formats`; without it load_in_4bit means
+        sym_int4, and load_in_4bit=False no quantisation. model: a loaded `lowbit.TextModel`, whose weights are then
+        shared. tokenizer: a hub id or folder, as tokenizer_name. device_map: "cpu", "auto", "xpu" or "xpu:N".
+        stopping_ids: ids that end an answer, beside the model's own. tokenizer_kwargs: `chat_template` replaces the
+        model's. model_kwargs: options for loading (`threads`, `revision`, `group_size`, ...). generate_kwargs:
+        generation options. is_chat_model: whether a query engine's prompt goes to the model as a message of a
+        conversation; None: if it has a chat template and no completion_to_prompt is given. low_bit_model: whether only
+        a low-bit folder is accepted. system_prompt, query_wrapper_prompt: as in every LlamaIndex LLM.
+
+        Raises TypeError for an unknown option, with the nearest name; ValueError or OSError with the cause when the
+        model cannot be loaded.
+        """
+        template = template_of(tokenizer_kwargs)
+        loading, defaults = loading_options(model_kwargs)
+        GenerationOptions.resolve(defaults, generate_kwargs)  # a bad value is told now, not after minutes of loading
+        if model is None:
+            loading["tokenizer_id"] = other_tokenizer(tokenizer or tokenizer_name, model_name)
+            low_bit = load_in_low_bit or ("sym_int4" if load_in_4bit else None)
+            if low_bit_model:
+                loading["saved_only"], low_bit = True, "sym_int4"
+            given = {name: value for name, value in loading.items() if value is not None}
+            model = lowbit.load(model_name, low_bit, device=device_map, **given)
+        elif not isinstance(model, TextModel):
+            raise TypeError(f"model must be what lowbit.load returns, not a {type(model).__name__}")
+        elif model_name == DEFAULT_HUGGINGFACE_MODEL:
+            model_name = model.model_id
+        conversation = Conversation(model.tokenizer, template)
+        if is_chat_model is None:
+            is_chat_model = conversation.has_template and completion_to_prompt is None
+        fields: dict[str, Any] = {
+            "context_window": fitting(context_window, model.context, DEFAULT_CONTEXT_WINDOW),
+            "max_new_tokens": max_new_tokens,
+            "tokenizer_name": tokenizer_name,
+            "model_name": model_name,
+            "load_in_4bit": bool(load_in_4bit),
+            "load_in_low_bit": load_in_low_bit,
+            "device_map": device_map,
+            "stopping_ids": stopping_ids or [],
+            "tokenizer_kwargs": dict(tokenizer_kwargs or {}),
+            "tokenizer_outputs_to_remove": tokenizer_outputs_to_remove or [],
+            "model_kwargs": dict(model_kwargs or {}),
+            "generate_kwargs": dict(generate_kwargs or {}),
+            "is_chat_model": is_chat_model,
+            "callback_manager": callback_manager or CallbackManager([]),
+            "messages_to_prompt": messages_to_prompt or conversation,
+            "completion_to_prompt": completion_to_prompt,
+            "pydantic_program_mode": pydantic_program_mode,
+            "output_parser": output_parser,
+            "system_prompt": system_prompt,
+            "query_wrapper_prompt": prompt_template(query_wrapper_prompt),
+        }
+        super().__init__(**fields)
+        self._model = model
+        self._tokenizer = model.tokenizer
+
+    @classmethod
+    @with_signature_of(__init__, "low_bit_model")
+    def from_model_id(cls, *args: Any, **kwargs: Any) -> IpexLLM:
+        """Returns an LLM for a model that is quantised while it loads; a low-bit folder is opened as it was saved.
+
+        Arguments and errors are the constructor's.
+        """
+        return cls(*args, **{**kwargs, "low_bit_model": False})
+
+    @classmethod
+    @with_signature_of(__init__, "low_bit_model", "load_in_4bit", "load_in_low_bit")
+    def from_model_id_low_bit(
+        cls,
+        context_window: int = DEFAULT_CONTEXT_WINDOW,
+        max_new_tokens: int = DEFAULT_NUM_OUTPUTS,
+        tokenizer_name: str | None = None,
+        model_name: str = DEFAULT_HUGGINGFACE_MODEL,
+        *args: Any,
+        **kwargs: Any,
+    ) -> IpexLLM:
+        """Returns an LLM for a folder that `save_low_bit` or `lowbit convert` wrote; its tokenizer is in it.
+
+        The other arguments and the errors are the constructor's; ValueError when the folder is not a low-bit one.
+        """
+        named = (context_window, max_new_tokens, tokenizer_name, model_name)
+        return cls(*named, True, None, *args, **{**kwargs, "low_bit_model": True})
+
+    # ---- what it is ----
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Returns the name LlamaIndex stores the class under."""
+        return "IpexLLM"
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        """What LlamaIndex asks before it builds prompts."""
+        return LLMMetadata(
+            context_window=self.context_window,
+            num_output=self.max_new_tokens,
+            is_chat_model=self.is_chat_model,
+            model_name=self.model_name,
+        )
+
+    # ---- prompts ----
+
+    def _chat_ids(self, messages: Sequence[ChatMessage]) -> list[int]:
+        to_prompt = self.messages_to_prompt
+        assert to_prompt is not None  # LlamaIndex fills it
+        if isinstance(to_prompt, Conversation) and to_prompt.has_template:
+            return to_prompt.ids(messages)
+        return self._ids(to_prompt(messages))
+
+    def _completion_ids(self, prompt: str, formatted: bool) -> list[int]:
+        """Ids of a prompt. As LlamaIndex wants it, an unformatted one is a user's message where the model chats."""
+        if formatted:
+            return self._ids(prompt)
+        if self.is_chat_model and self.completion_to_prompt is default_completion_to_prompt:
+            return self._chat_ids(self._extend_messages([ChatMessage(role=MessageRole.USER, content=prompt)]))
+        assert self.completion_to_prompt is not None  # LlamaIndex fills it
+        return self._ids(self._extend_prompt(self.completion_to_prompt(prompt)))
+
+    def _ids(self, text: str) -> list[int]:
+        """Ids of a text. One that begins with the beginning-of-text token, as hand-written templates do, gets no other:
+        two are nothing the model knows."""
+        bos = self._tokenizer.special_tokens.get("bos_token")
+        return list(self._tokenizer.encode(text, add_special_tokens=not (bos and text.startswith(bos))))
+
+    def _options(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of one call: those of model_kwargs, over them generate_kwargs, over them the call's own."""
+        _, defaults = loading_options(self.model_kwargs)
+        options = merge(defaults, {"max_new_tokens": self.max_new_tokens}, self.generate_kwargs, kwargs)
+        if self.stopping_ids and "eos_token_id" not in options:
+            options["eos_token_id"] = (*self._model.eos_ids, *self.stopping_ids)
+        self._model.options(**options)  # tells a bad value at the call, also where the answer is streamed
+        return options
+
+    # ---- generating: every method below is a fold over the model's deltas ----
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """Returns the continuation of a prompt; kwargs are generation options.
+
+        Unless formatted, the prompt goes through completion_to_prompt, or, for a chat model without one, through the
+        chat template as a user's message.
+        """
+        ids = self._completion_ids(prompt, formatted)
+        return whole(self._model.generate(ids, **self._options(kwargs)), completion_response)
+
+    @llm_completion_callback()
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> Iterator[CompletionResponse]:
+        """Returns the continuation as it is generated: `text` so far and the new `delta`."""
+        ids = self._completion_ids(prompt, formatted)
+        return stream(self._model.stream(ids, **self._options(kwargs)), completion_response)
+
+    @llm_completion_callback()
+    async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """Returns what `complete` does; the event loop stays free, and cancelling ends the work."""
+        ids = await asyncio.to_thread(self._completion_ids, prompt, formatted)
+        return whole(await self._model.agenerate(ids, **self._options(kwargs)), completion_response)
+
+    @llm_completion_callback()
+    async def astream_complete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> AsyncIterator[CompletionResponse]:
+        """Returns what `stream_complete` does; the event loop stays free, and cancelling ends the work."""
+        ids = await asyncio.to_thread(self._completion_ids, prompt, formatted)
+        return astream(self._model.astream(ids, **self._options(kwargs)), completion_response)
+
+    @llm_chat_callback()
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """Returns the assistant's next message; kwargs are generation options."""
+        return whole(self._model.generate(self._chat_ids(messages), **self._options(kwargs)), chat_response)
+
+    @llm_chat_callback()
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> Iterator[ChatResponse]:
+        """Returns the assistant's next message as it is generated: the message so far and the new `delta`."""
+        return stream(self._model.stream(self._chat_ids(messages), **self._options(kwargs)), chat_response)
+
+    @llm_chat_callback()
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """Returns what `chat` does; the event loop stays free, and cancelling ends the work."""
+        ids = await asyncio.to_thread(self._chat_ids, messages)
+        return whole(await self._model.agenerate(ids, **self._options(kwargs)), chat_response)
+
+    @llm_chat_callback()
+    async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> AsyncIterator[ChatResponse]:
+        """Returns what `stream_chat` does; the event loop stays free, and cancelling ends the work."""
+        ids = await asyncio.to_thread(self._chat_ids, messages)
+        return astream(self._model.astream(ids, **self._options(kwargs)), chat_response)
