@@ -180,6 +180,16 @@ def test_chat_goes_through_the_template_once():
     assert llm(None).chat(HELLO).message.content == "plain"
 
 
+def test_an_answer_ends_where_its_template_ends_a_turn():
+    """A named format may end a turn with a text that the tokenizer has no token for."""
+    named = {"tokenizer_kwargs": {"chat_template": "qwen"}}
+    prompt = llm(None, **named).messages_to_prompt(HELLO)
+    assert "<|im_start|>system\nBe kind.<|im_end|>" in prompt
+    made = llm(None, {prompt.removeprefix("<s>"): "Hi there!<|im_end|>\n<|im_start|>user\nAnd now"}, **named)
+    assert made.chat(HELLO).message.content == "Hi there!"
+    assert made.chat(HELLO, stop="!").message.content == "Hi there"
+
+
 def test_roles_and_content_of_messages():
     developer = ChatMessage("Be kind.", role=MessageRole.DEVELOPER)
     assert llm().chat([developer, ChatMessage("Hello")]).message.content == "Hi there!"

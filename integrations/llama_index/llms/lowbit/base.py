@@ -44,8 +44,11 @@ from llama_index.llms.lowbit._convert import (
     stream,
     whole,
 )
+from lowbit import chat
 from lowbit.sampling import GenerationOptions, merge
 from lowbit.text import TextModel
+
+Request = tuple[list[int], dict[str, Any]]  # the token ids of a prompt, and the options of its answer
 
 DEFAULT_HUGGINGFACE_MODEL = "meta-llama/Llama-2-7b-chat-hf"
 
@@ -120,11 +123,12 @@ class IpexLLM(LLM):
         tokenizer of another model. load_in_low_bit: a format of `lowbit.formats`; without it load_in_4bit means
         sym_int4, and load_in_4bit=False no quantisation. model: a loaded `lowbit.TextModel`, whose weights are then
         shared. tokenizer: a hub id or folder, as tokenizer_name. device_map: "cpu", "auto", "xpu" or "xpu:N".
-        stopping_ids: ids that end an answer, beside the model's own. tokenizer_kwargs: `chat_template` replaces the
-        model's. model_kwargs: options for loading (`threads`, `revision`, `group_size`, ...). generate_kwargs:
-        generation options. is_chat_model: whether a query engine's prompt goes to the model as a message of a
-        conversation; None: if it has a chat template and no completion_to_prompt is given. low_bit_model: whether only
-        a low-bit folder is accepted. system_prompt, query_wrapper_prompt: as in every LlamaIndex LLM.
+        stopping_ids: ids that end an answer, beside the model's own. tokenizer_kwargs: `chat_template` is used instead
+        of the model's: a jinja2 template, or the name of one in `lowbit.chat_templates` ("vicuna", "llama-2", ...).
+        model_kwargs: options for loading (`threads`, `revision`, `group_size`, ...). generate_kwargs: generation
+        options. is_chat_model: whether a query engine's prompt goes to the model as a message of a conversation; None:
+        if it has a chat template and no completion_to_prompt is given. low_bit_model: whether only a low-bit folder is
+        accepted. system_prompt, query_wrapper_prompt: as in every LlamaIndex LLM.
 
         Raises TypeError for an unknown option, with the nearest name; ValueError or OSError with the cause when the
         model cannot be loaded.
@@ -216,23 +220,24 @@ class IpexLLM(LLM):
             model_name=self.model_name,
         )
 
-    # ---- prompts ----
+    # ---- a call: its prompt and its options ----
 
-    def _chat_ids(self, messages: Sequence[ChatMessage]) -> list[int]:
+    def _chat_request(self, messages: Sequence[ChatMessage], kwargs: Mapping[str, Any]) -> Request:
         to_prompt = self.messages_to_prompt
         assert to_prompt is not None  # LlamaIndex fills it
         if isinstance(to_prompt, Conversation) and to_prompt.has_template:
-            return to_prompt.ids(messages)
-        return self._ids(to_prompt(messages))
+            return to_prompt.ids(messages), self._options(kwargs, to_prompt)
+        return self._ids(to_prompt(messages)), self._options(kwargs)
 
-    def _completion_ids(self, prompt: str, formatted: bool) -> list[int]:
-        """Ids of a prompt. As LlamaIndex wants it, an unformatted one is a user's message where the model chats."""
+    def _completion_request(self, prompt: str, formatted: bool, kwargs: Mapping[str, Any]) -> Request:
+        """As LlamaIndex wants it, an unformatted prompt is a user's message where the model chats."""
         if formatted:
-            return self._ids(prompt)
+            return self._ids(prompt), self._options(kwargs)
         if self.is_chat_model and self.completion_to_prompt is default_completion_to_prompt:
-            return self._chat_ids(self._extend_messages([ChatMessage(role=MessageRole.USER, content=prompt)]))
+            message = ChatMessage(role=MessageRole.USER, content=prompt)
+            return self._chat_request(self._extend_messages([message]), kwargs)
         assert self.completion_to_prompt is not None  # LlamaIndex fills it
-        return self._ids(self._extend_prompt(self.completion_to_prompt(prompt)))
+        return self._ids(self._extend_prompt(self.completion_to_prompt(prompt))), self._options(kwargs)
 
     def _ids(self, text: str) -> list[int]:
         """Ids of a text. One that begins with the beginning-of-text token, as hand-written templates do, gets no other:
@@ -240,12 +245,16 @@ class IpexLLM(LLM):
         bos = self._tokenizer.special_tokens.get("bos_token")
         return list(self._tokenizer.encode(text, add_special_tokens=not (bos and text.startswith(bos))))
 
-    def _options(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The options of one call: those of model_kwargs, over them generate_kwargs, over them the call's own."""
+    def _options(self, kwargs: Mapping[str, Any], conversation: Conversation | None = None) -> dict[str, Any]:
+        """The options of one call: those of model_kwargs, over them generate_kwargs, over them the call's own; and
+        where an answer ends, unless they say so."""
         _, defaults = loading_options(self.model_kwargs)
         options = merge(defaults, {"max_new_tokens": self.max_new_tokens}, self.generate_kwargs, kwargs)
-        if self.stopping_ids and "eos_token_id" not in options:
-            options["eos_token_id"] = (*self._model.eos_ids, *self.stopping_ids)
+        ends_given = "eos_token_id" in options
+        if conversation is not None:
+            options = chat.answer_options(self._model, options, conversation.template)
+        if self.stopping_ids and not ends_given:
+            options["eos_token_id"] = (*options.get("eos_token_id", self._model.eos_ids), *self.stopping_ids)
         self._model.options(**options)  # tells a bad value at the call, also where the answer is streamed
         return options
 
@@ -258,47 +267,49 @@ class IpexLLM(LLM):
         Unless formatted, the prompt goes through completion_to_prompt, or, for a chat model without one, through the
         chat template as a user's message.
         """
-        ids = self._completion_ids(prompt, formatted)
-        return whole(self._model.generate(ids, **self._options(kwargs)), completion_response)
+        ids, options = self._completion_request(prompt, formatted, kwargs)
+        return whole(self._model.generate(ids, **options), completion_response)
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> Iterator[CompletionResponse]:
         """Returns the continuation as it is generated: `text` so far and the new `delta`."""
-        ids = self._completion_ids(prompt, formatted)
-        return stream(self._model.stream(ids, **self._options(kwargs)), completion_response)
+        ids, options = self._completion_request(prompt, formatted, kwargs)
+        return stream(self._model.stream(ids, **options), completion_response)
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Returns what `complete` does; the event loop stays free, and cancelling ends the work."""
-        ids = await asyncio.to_thread(self._completion_ids, prompt, formatted)
-        return whole(await self._model.agenerate(ids, **self._options(kwargs)), completion_response)
+        ids, options = await asyncio.to_thread(self._completion_request, prompt, formatted, kwargs)
+        return whole(await self._model.agenerate(ids, **options), completion_response)
 
     @llm_completion_callback()
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> AsyncIterator[CompletionResponse]:
         """Returns what `stream_complete` does; the event loop stays free, and cancelling ends the work."""
-        ids = await asyncio.to_thread(self._completion_ids, prompt, formatted)
-        return astream(self._model.astream(ids, **self._options(kwargs)), completion_response)
+        ids, options = await asyncio.to_thread(self._completion_request, prompt, formatted, kwargs)
+        return astream(self._model.astream(ids, **options), completion_response)
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Returns the assistant's next message; kwargs are generation options."""
-        return whole(self._model.generate(self._chat_ids(messages), **self._options(kwargs)), chat_response)
+        ids, options = self._chat_request(messages, kwargs)
+        return whole(self._model.generate(ids, **options), chat_response)
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> Iterator[ChatResponse]:
         """Returns the assistant's next message as it is generated: the message so far and the new `delta`."""
-        return stream(self._model.stream(self._chat_ids(messages), **self._options(kwargs)), chat_response)
+        ids, options = self._chat_request(messages, kwargs)
+        return stream(self._model.stream(ids, **options), chat_response)
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Returns what `chat` does; the event loop stays free, and cancelling ends the work."""
-        ids = await asyncio.to_thread(self._chat_ids, messages)
-        return whole(await self._model.agenerate(ids, **self._options(kwargs)), chat_response)
+        ids, options = await asyncio.to_thread(self._chat_request, messages, kwargs)
+        return whole(await self._model.agenerate(ids, **options), chat_response)
 
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> AsyncIterator[ChatResponse]:
         """Returns what `stream_chat` does; the event loop stays free, and cancelling ends the work."""
-        ids = await asyncio.to_thread(self._chat_ids, messages)
-        return astream(self._model.astream(ids, **self._options(kwargs)), chat_response)
+        ids, options = await asyncio.to_thread(self._chat_request, messages, kwargs)
+        return astream(self._model.astream(ids, **options), chat_response)
