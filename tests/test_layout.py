@@ -15,12 +15,14 @@ BACKEND = ROOT / "backend" / "lowbit"
 LAYERS = [
     {"formats", "machine", "models._spec", "replaced"},
     {"ops", "packed", "runtime", "reference"},
+    {"vector_index", "vector_folder", "passages", "corpus_folder"},
     {"models", "sources", "quantize", "checkpoint", "loading", "sampling", "stop", "perplexity"},
     {"tokenizer", "tokenizer_files", "sentencepiece", "detokenize", "sessions", "sentence", "texts", "chat_templates"},
     {"generate", "engine"},
     {"text"},
     {"chat", "tool_calls", "options"},
     {"embed", "rerank"},
+    {"corpus"},
     {"cli", ""},
 ]
 HEAVY = {"torch", "transformers"}

@@ -1,6 +1,6 @@
-"""The command line: `lowbit info | convert | run`.
+"""The command line: `lowbit info | convert | run | embed`.
 
-Built on argparse, so that a plain `pip install lowbit` has it and `lowbit --help` answers at once: three commands
+Built on argparse, so that a plain `pip install lowbit` has it and `lowbit --help` answers at once: commands
 with flat options need nothing a framework adds. Results go to stdout; progress, statistics and errors to stderr. Exit
 codes: 0 done, 2 an error (one line; --debug shows the traceback), 130 interrupted.
 """
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 Arguments = argparse.Namespace
+EMBEDDER = "BAAI/bge-small-en-v1.5"  # of `lowbit embed` where none is named
 
 # Errors whose text is meant for users; any other kind is a defect of ours and says so.
 _FOR_USERS = (ValueError, TypeError, OSError, ImportError, MemoryError, RuntimeError, NotImplementedError)
@@ -133,8 +134,11 @@ def convert(arguments: Arguments) -> None:
     )
     checkpoint.save(loaded, out)
     seconds = time.perf_counter() - start
-    stored = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    _out(f"{out}: {loaded.quantization['format']}, {size(stored)}, {seconds:.1f} s\n")
+    _out(f"{out}: {loaded.quantization['format']}, {_stored(out)}, {seconds:.1f} s\n")
+
+
+def _stored(folder: Path) -> str:
+    return size(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
 
 
 def _refuse_to_replace(out: Path) -> None:
@@ -223,6 +227,50 @@ def _rate(counts: list[int], start: float, first: float, end: float) -> str:
     return f"{sum(counts) / (end - start):.1f} tok/s with the prompt"
 
 
+# ---- lowbit embed ----
+
+
+def embed(arguments: Arguments) -> None:
+    """Embeds a file of passages into a folder, with an index; goes on where an earlier run was interrupted."""
+    from lowbit import corpus, vector_index
+    from lowbit.embed import Embedder
+
+    passages = corpus.PassageFile(arguments.file, arguments.field or ("text",))
+    if arguments.index != "none":  # told before hours of work
+        faiss = vector_index.require_faiss()
+        faiss.omp_set_num_threads(arguments.threads or faiss.omp_get_max_threads())
+    start, progress = time.perf_counter(), _shows_progress(arguments)
+    embedder = Embedder(
+        arguments.model,
+        arguments.low_bit,
+        max_length=arguments.max_length,
+        truncate=arguments.truncate or None,
+        threads=arguments.threads,
+        show_progress=progress,
+        **_source_options(arguments),
+    )
+    try:
+        done = corpus.embed_corpus(
+            embedder,
+            passages,
+            arguments.out,
+            batch_size=arguments.batch_size,
+            prompt=arguments.prompt,
+            prompt_name=arguments.prompt_name,
+            show_progress=progress,
+        )
+    except KeyboardInterrupt:
+        _err(f"{arguments.out} keeps what is embedded so far; the same command goes on")
+        raise
+    if arguments.index != "none":
+        corpus.build_index(done.folder, arguments.index, arguments.metric, show_progress=progress)
+    count, dimension = done.vectors.shape
+    _out(
+        f"{done.folder}: {count} passages, {dimension} dimensions, index {arguments.index}, {_stored(done.folder)}, "
+        f"{time.perf_counter() - start:.1f} s\n"
+    )
+
+
 # ---- options ----
 
 _GENERATION = (
@@ -255,8 +303,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("-v", "--verbose", action="store_true", help="log what is done, on stderr")
         return sub
 
-    def add_source(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("model", help="hub id, Hugging Face folder or low-bit folder")
+    def add_source(sub: argparse.ArgumentParser, name: str = "model", **options: Any) -> None:
+        sub.add_argument(name, help="hub id, Hugging Face folder or low-bit folder", **options)
         sub.add_argument("--revision", help="branch, tag or commit of a hub model")
         sub.add_argument("--cache-dir", help="where downloads are kept")
         sub.add_argument("--token", help="access token of the hub")
@@ -299,6 +347,22 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--compute", choices=COMPUTE_TYPES)
     sub.add_argument("--kv-dtype", choices=KV_DTYPES)
     sub.add_argument("--context", type=int, help="longest sequence, in tokens")
+
+    sub = command("embed", embed, "Embed a file of passages into a folder with an index; run again, it goes on.")
+    sub.add_argument("file", help=".jsonl (an object a line) or .txt (a passage a line)")
+    sub.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
+    add_source(sub, "--model", default=EMBEDDER)
+    sub.add_argument("--low-bit", default="sym_int8", metavar="FORMAT", help="default: sym_int8")
+    sub.add_argument(
+        "--field", action="append", metavar="NAME", help="a field of each line with text (default: text); repeatable"
+    )
+    sub.add_argument("--index", choices=("flat", "ivf", "hnsw", "none"), default="flat", help="default: flat")
+    sub.add_argument("--metric", choices=("cosine", "inner_product", "l2"), default="cosine", help="default: cosine")
+    sub.add_argument("--prompt", help="put before every passage")
+    sub.add_argument("--prompt-name", help="the same, one of the model's own prompts")
+    sub.add_argument("--max-length", type=int, help="longest passage in tokens")
+    sub.add_argument("--truncate", action="store_true", help="cut longer ones where the model's files do not say so")
+    sub.add_argument("--batch-size", type=int, default=32, help="default: 32")
     return parser
 
 

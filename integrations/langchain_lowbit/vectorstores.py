@@ -19,10 +19,11 @@ from langchain_core.runnables.config import run_in_executor
 from langchain_core.vectorstores import VectorStore
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
-from langchain_lowbit import _faiss_files
 from langchain_lowbit._chunks import chunks
-from langchain_lowbit._faiss import METRICS, VectorIndex, choose, kind_options
+from langchain_lowbit._community_faiss import load_community
 from langchain_lowbit._filters import Filter, predicate
+from lowbit import vector_folder
+from lowbit.vector_index import METRICS, VectorIndex, choose, kind_options
 
 # Cosine between the stored vector of a document and a fresh one, below which the embedding is another model. Measured
 # with all-MiniLM-L6-v2 against fp32: from 0.999 in sym_int8, 0.94 in 4 and 0.85 in 3 bits; other pooling, up to 0.65.
@@ -370,7 +371,7 @@ class FaissVectorStore(VectorStore):
                 for key, document in self._documents.items()
             )
             about = {"embedding": _name_of(self.embedding)}
-            _faiss_files.save(Path(folder_path), self._index, rows, about)
+            vector_folder.save(Path(folder_path), self._index, rows, about)
 
     @classmethod
     def load_local(
@@ -381,13 +382,13 @@ class FaissVectorStore(VectorStore):
         check: bool = True,
         relevance_score_fn: Callable[[float], float] | None = None,
     ) -> FaissVectorStore:
-        """Returns the store of a folder that `save_local` wrote, with the metric and index it was saved with.
+        """Returns the store of a folder of `save_local` or of `lowbit embed`, with the metric and index it has.
 
         check: whether one stored text is embedded again and compared with its vector, which tells another model apart
         even when its vectors are of the same length. Raises ValueError for a damaged folder and for embeddings of
         another model, FileNotFoundError when it is no such folder.
         """
-        index, rows, manifest = _faiss_files.load(Path(folder_path))
+        index, rows, manifest = vector_folder.load(Path(folder_path))
         store = cls(
             embeddings,
             metric=index.metric.name,
@@ -438,7 +439,7 @@ class FaissVectorStore(VectorStore):
                 f"{folder_path} holds a pickle: pass allow_pickle=True if you trust where it comes from, "
                 "then save the store with save_local"
             )
-        vectors, stored_metric, rows = _faiss_files.load_community(Path(folder_path), index_name)
+        vectors, stored_metric, rows = load_community(Path(folder_path), index_name)
         pairs = [(row["text"], vector) for row, vector in zip(rows, vectors, strict=True)]
         return cls.from_embeddings(
             pairs,

@@ -14,7 +14,7 @@ from langchain_core.embeddings import DeterministicFakeEmbedding, Embeddings
 from langchain_tests.integration_tests import VectorStoreIntegrationTests
 
 from langchain_lowbit import FaissVectorStore
-from langchain_lowbit._faiss import KINDS, METRICS, VectorIndex
+from lowbit.vector_index import KINDS, METRICS, VectorIndex
 
 COMMUNITY = Path(__file__).resolve().parent / "community_faiss"
 

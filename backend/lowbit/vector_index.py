@@ -1,4 +1,4 @@
-"""Vectors under whole-number keys in one FAISS index: metrics, kinds, searching. Knows no text and no LangChain.
+"""Vectors under whole-number keys in one FAISS index: metrics, kinds, searching. Knows no text and no framework.
 
 Three kinds: "flat" compares with every vector and is exact; "ivf" and "hnsw" look at a part, for corpora where that is
 too slow. A search among given keys is exact in every kind.
@@ -71,7 +71,7 @@ def require_faiss() -> ModuleType:
     try:
         import faiss
     except ImportError as error:
-        raise ImportError("FaissVectorStore needs faiss: pip install 'lowbit[faiss]'") from error
+        raise ImportError("an index of vectors needs faiss: pip install 'lowbit[faiss]'") from error
     return faiss
 
 
@@ -146,19 +146,34 @@ class VectorIndex:
         return keys
 
     def _train_when_enough(self) -> None:
-        cells = self.options["nlist"]
-        if self._index.ntotal < cells * VECTORS_PER_CELL:
+        if self._index.ntotal < self.options["nlist"] * VECTORS_PER_CELL:
             return
-        faiss = self._faiss
         vectors = self._index.index.reconstruct_n(0, self._index.ntotal)
-        trained = faiss.IndexIVFFlat(
-            faiss.IndexFlat(self.dimension, self._faiss_metric()), self.dimension, cells, self._faiss_metric()
-        )
+        trained = self._trained(vectors)
+        trained.add_with_ids(vectors, self._faiss.vector_to_array(self._index.id_map))
+        self._index = trained
+
+    def train(self, sample: Any) -> None:
+        """Chooses the cells of an empty "ivf" index by vectors [n, dimension] like those to come; which are not added.
+
+        Worth it where the first vectors are not like the others. Raises ValueError for other kinds, for an index with
+        vectors and for fewer than 39 vectors per cell.
+        """
+        if self.kind != "ivf" or len(self):
+            raise ValueError(f"only an empty 'ivf' index is trained; this is {self.kind!r} of {len(self)} vectors")
+        array, needed = self.prepared(sample), self.options["nlist"] * VECTORS_PER_CELL
+        if len(array) < needed:
+            raise ValueError(f"{self.options['nlist']} cells need {needed} vectors to train with; got {len(array)}")
+        self._index = self._trained(array)
+
+    def _trained(self, vectors: np.ndarray) -> Any:
+        faiss, metric = self._faiss, self._faiss_metric()
+        cells = faiss.IndexFlat(self.dimension, metric)
+        trained = faiss.IndexIVFFlat(cells, self.dimension, self.options["nlist"], metric)
         trained.cp.seed = 1234  # the same corpus gives the same cells
         trained.set_direct_map_type(faiss.DirectMap.Hashtable)  # key -> place, for `vectors` and quick removal
         trained.train(vectors)
-        trained.add_with_ids(vectors, faiss.vector_to_array(self._index.id_map))
-        self._index = trained
+        return trained
 
     def remove(self, keys: Any) -> dict[int, int] | None:
         """Removes vectors. Returns None, or {old key: new key} of those that stay when the keys were renumbered."""
