@@ -13,11 +13,11 @@ BACKEND = ROOT / "backend" / "lowbit"
 
 # Layers from the bottom up: a module may import its own layer and those below (docs in design.md, section 3).
 LAYERS = [
-    {"formats", "machine", "models._spec", "replaced"},
+    {"formats", "machine", "models._spec", "replaced", "chat_templates", "tool_syntax"},
     {"ops", "packed", "runtime", "reference"},
     {"vector_index", "vector_folder", "passages", "corpus_folder"},
     {"models", "sources", "quantize", "checkpoint", "loading", "sampling", "stop", "perplexity"},
-    {"tokenizer", "tokenizer_files", "sentencepiece", "detokenize", "sessions", "sentence", "texts", "chat_templates"},
+    {"tokenizer", "tokenizer_files", "sentencepiece", "detokenize", "sessions", "sentence", "texts"},
     {"generate", "engine"},
     {"text"},
     {"chat", "tool_calls", "options"},

@@ -6,6 +6,7 @@ gives them, and see copies of plain data only.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import json
@@ -14,16 +15,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from jinja2 import Template, TemplateError, TemplateSyntaxError
+from jinja2 import Template, TemplateError, TemplateSyntaxError, meta
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import Scope
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from lowbit import chat_templates
+from lowbit import chat_templates, tool_calls
 from lowbit.runtime import nearest
 from lowbit.sampling import merge
 from lowbit.tokenizer import Tokenizer
+from lowbit.tool_calls import CallReader
 
 Message = Mapping[str, Any]
 
@@ -34,6 +36,76 @@ class TurnEnd:
 
     ids: tuple[int, ...] = ()
     stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Turn:
+    """An answer to be generated: `model.generate(turn.prompt, **turn.options)`.
+
+    reader: for the answer's text when there are tools, else None; each is for one answer.
+    """
+
+    prompt: list[int]
+    options: dict[str, Any]
+    reader: CallReader | None = None
+
+
+def turn(
+    model: Any,
+    messages: Sequence[Message],
+    options: Mapping[str, Any] | None = None,
+    *,
+    template: str | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    tool_choice: Any = None,
+    tool_syntax: str | None = None,
+    **variables: Any,
+) -> Turn:
+    """Returns the prompt of a conversation and the options of its answer, which then ends by itself.
+
+    model: a `TextModel`. messages: as in `render`; with the role "tool" (and "tool_call_id", "name") for results, and
+    "tool_calls" as OpenAI's, their arguments objects, in what the assistant said. A system message goes into the user's
+    first one where the template refuses it. options: names of `GenerationOptions`; stop strings add to what ends an
+    answer, an eos_token_id replaces it. tools: OpenAI's tool definitions or their "function" parts; a template that
+    knows no tools is given them in words. tool_choice: as in `tool_calls.required`. tool_syntax: a name of
+    tool_syntax.SYNTAXES, where the template does not show it.
+
+    Raises ValueError as `render` does.
+    """
+    tokenizer = model.tokenizer
+    text = _template_text(tokenizer, template, tools or None)
+    syntax = tool_calls.find_syntax(tool_syntax) if tool_syntax else tool_calls.syntax_of(text)
+    tools = [dict(tool) if "function" in tool else {"type": "function", "function": dict(tool)} for tool in tools or ()]
+    required = tool_calls.required(tool_choice, tools)
+    if required == ():
+        tools = []
+    if "tools" in _variables(text):
+        messages = tool_calls.in_form(messages, syntax)
+        variables |= {"tools": tools or None}
+    else:
+        messages = tool_calls.in_words(messages, tools, syntax)
+    prompt = _encode_with_system(tokenizer, messages, template=template, **variables)
+    options = answer_options(model, options or {}, template)
+    if not tools:
+        return Turn(prompt, options)
+    if required:
+        raise ValueError(f"tool_choice={tool_choice!r} cannot be enforced in this version; leave it to the model")
+    kept = [i for i in map(tokenizer.id, syntax.tokens) if i in tokenizer.special_ids]
+    names = [tool["function"]["name"] for tool in tools]
+    return Turn(prompt, options | ({"keep_tokens": kept} if kept else {}), CallReader(syntax, names))
+
+
+def _encode_with_system(tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> list[int]:
+    try:
+        return encode(tokenizer, messages, **options)
+    except ValueError:
+        roles = [m.get("role") for m in messages[:2]]
+        if roles != ["system", "user"]:
+            raise
+        joined = {**messages[1], "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
+        with contextlib.suppress(ValueError):  # then it was not the system message: the first error tells more
+            return encode(tokenizer, [joined, *messages[2:]], **options)
+        raise
 
 
 def render(
@@ -177,13 +249,26 @@ class _Generation(Extension):
 
 @functools.lru_cache(maxsize=32)
 def _compile(text: str) -> Template:
+    return _environment().from_string(text)
+
+
+@functools.lru_cache(maxsize=32)
+def _variables(text: str) -> frozenset[str]:
+    """The names that a template expects to be given; none where it is not valid, which rendering it tells."""
+    try:
+        return frozenset(meta.find_undeclared_variables(_environment().parse(text)))
+    except TemplateSyntaxError:
+        return frozenset()
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment.from_string(text)
+    return environment
 
 
 def _to_json(

@@ -62,7 +62,8 @@ class GenerationOptions:
     seed: None = a new one per call; the same seed gives the same tokens, alone or in a batch.
     stop: strings that end the text and are removed from it. eos_token_id: one id or several.
     ignore_eos: go on after them.
-    suppress_tokens: ids never generated. logprobs: None, or how many alternatives to report beside the chosen token.
+    suppress_tokens: ids never generated. keep_tokens: ids of special tokens that, unlike the others, stay in the text.
+    logprobs: None, or how many alternatives to report beside the chosen token.
     cancel: an event; when it is set, generation ends within one step with finish reason "cancelled".
     """
 
@@ -82,6 +83,7 @@ class GenerationOptions:
     eos_token_id: tuple[int, ...] | None = None
     ignore_eos: bool = False
     suppress_tokens: tuple[int, ...] = ()
+    keep_tokens: tuple[int, ...] = ()
     logprobs: int | None = None
     cancel: threading.Event | None = None
 
@@ -90,6 +92,7 @@ class GenerationOptions:
         set_(self, "stop", _strings(self.stop))
         set_(self, "eos_token_id", None if self.eos_token_id is None else _ids("eos_token_id", self.eos_token_id))
         set_(self, "suppress_tokens", _ids("suppress_tokens", self.suppress_tokens))
+        set_(self, "keep_tokens", _ids("keep_tokens", self.keep_tokens))
         if self.logprobs is True:  # OpenAI's chat spelling: the chosen token alone
             set_(self, "logprobs", 0)
         elif self.logprobs is False:

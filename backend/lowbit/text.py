@@ -255,7 +255,7 @@ class _RowText:
     stops: Any = None
 
     def __post_init__(self) -> None:
-        self.decoder = self.tokenizer.stream()
+        self.decoder = self.tokenizer.stream(keep=self.options.keep_tokens)
         self.stops = StopMatcher(self.options.stop)
 
     def push(self, event: Event) -> str:

@@ -104,12 +104,15 @@ class Tokenizer:
         text = self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return clean_up(text) if self._cleaning else text
 
-    def stream(self, *, skip_special_tokens: bool = True) -> TextStream:
-        """Returns a decoder that takes ids one by one; its pieces join to what `decode` returns."""
+    def stream(self, *, skip_special_tokens: bool = True, keep: Sequence[int] = ()) -> TextStream:
+        """Returns a decoder that takes ids one by one; its pieces join to what `decode` returns.
+
+        keep: special tokens that stay in the text nevertheless.
+        """
         return TextStream(
             lambda ids: self.backend.decode(ids, skip_special_tokens=False),
             self.backend.id_to_token,
-            self.special_ids if skip_special_tokens else frozenset(),
+            self.special_ids.difference(keep) if skip_special_tokens else frozenset(),
             self._cleaning,
         )
 

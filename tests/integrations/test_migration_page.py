@@ -40,7 +40,7 @@ def test_keys_of_model_kwargs_are_accepted(name):
 
 def test_no_key_is_forgotten():
     runtime, loading = option_names()
-    internal = {"cancel", "suppress_tokens", "tokenizer_id", "saved_only"}
+    internal = {"cancel", "suppress_tokens", "keep_tokens", "tokenizer_id", "saved_only"}
     assert set(KEYS) >= ({*OPTION_NAMES} | runtime | loading | {*NO_EFFECT}) - internal
 
 
