@@ -1,4 +1,4 @@
-"""LangChain's messages to and from what a chat template and a text model know."""
+"""LangChain's messages to those of a chat template."""
 
 from __future__ import annotations
 
@@ -14,9 +14,6 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
-from langchain_core.messages.ai import UsageMetadata
-
-from lowbit.text import Completion, Delta, TokenLogprob
 
 _ROLES: dict[type[BaseMessage], str] = {
     SystemMessage: "system",
@@ -78,26 +75,3 @@ def _texts(parts: Iterable[Any]) -> Iterable[str]:
         elif part.get("type") not in _SILENT:
             kind = part.get("type", "content of no type")
             raise ValueError(f"this model reads text only: a message's content has {kind!r} in it; leave it out")
-
-
-# ---- answers ----
-
-
-def usage(part: Delta | Completion) -> UsageMetadata:
-    """Returns the token counts of an answer; cache_read counts prompt tokens reused from an earlier call."""
-    return UsageMetadata(
-        input_tokens=part.prompt_tokens,
-        output_tokens=part.completion_tokens,
-        total_tokens=part.prompt_tokens + part.completion_tokens,
-        input_token_details={"cache_read": part.cached_tokens},
-    )
-
-
-def logprobs(entries: Iterable[TokenLogprob]) -> dict[str, Any]:
-    """Returns log-probabilities as OpenAI's chat models report them, which LangChain's tools read."""
-    return {"content": [_logprob(entry) for entry in entries]}
-
-
-def _logprob(entry: TokenLogprob) -> dict[str, Any]:
-    others = [{"token": text, "token_id": i, "logprob": logprob} for i, text, logprob in entry.alternatives]
-    return {"token": entry.text, "token_id": entry.token_id, "logprob": entry.logprob, "top_logprobs": others}

@@ -7,22 +7,27 @@ own chat template, and an answer ends where the template ends one.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
-from langchain_core.language_models.base import LangSmithParams
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.language_models.base import LangSmithParams, LanguageModelInput
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import AliasChoices, ConfigDict, Field, model_validator
 
-from langchain_lowbit._messages import logprobs, template_messages, usage
+from langchain_lowbit._answers import Answer
+from langchain_lowbit._messages import template_messages
 from langchain_lowbit._model import LowBitModel
-from lowbit import chat
+from lowbit import chat, tool_calls
 from lowbit.sampling import merge
-from lowbit.text import Completion, Delta
+from lowbit.text import Completion
+from lowbit.tool_calls import CallReader
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +74,9 @@ class ChatIpexLLM(LowBitModel, BaseChatModel):
     """For a model without a chat template, or instead of its own: the name of a format (`vicuna`, `llama-2`,
     `chatglm2`, `chatglm3`, `baichuan`, `qwen`, `internlm`, `neural-chat`, `dolly`, ...), the name of one of the
     model's several templates, or a jinja2 template."""
+    tool_syntax: str | None = None
+    """How the model writes tool calls, where its template does not show it: `hermes`, `mistral`, `llama-3`, `chatglm`,
+    `json`, ..."""
     template_kwargs: dict[str, Any] | None = None
     """What else the template knows, for example `{"enable_thinking": False}`."""
     streaming: bool = False
@@ -95,6 +103,7 @@ class ChatIpexLLM(LowBitModel, BaseChatModel):
             **self._identity(),
             **self._field_options(),
             "template": self.template,
+            "tool_syntax": self.tool_syntax,
             "template_kwargs": self.template_kwargs,
         }
 
@@ -110,17 +119,35 @@ class ChatIpexLLM(LowBitModel, BaseChatModel):
     def _defaults(self) -> dict[str, Any]:
         return merge(super()._defaults(), self._field_options())
 
-    def _request(
-        self, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
-    ) -> tuple[list[int], dict[str, Any]]:
-        """The prompt of a conversation and the options of its answer."""
+    def bind_tools(
+        self,
+        tools: Sequence[Mapping[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: str | Mapping[str, Any] | bool | None = None,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Returns this model with tools that it may call: answers then have `tool_calls`.
+
+        tools: functions, pydantic classes, LangChain tools, JSON schemas or OpenAI's definitions. tool_choice: "auto"
+        (default), "any" or "required", "none", or the name of the tool to call. strict: noted in the definitions.
+
+        Raises ValueError for a tool_choice that is none of these, with the nearest.
+        """
+        definitions = [convert_to_openai_tool(tool, strict=strict) for tool in tools]  # type: ignore[arg-type]
+        tool_calls.required(tool_choice, definitions)
+        chosen = {} if tool_choice is None else {"tool_choice": tool_choice}
+        return self.bind(tools=definitions, **chosen, **kwargs)
+
+    def _turn(self, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]) -> chat.Turn:
+        """The answer to come to a conversation."""
         if "model" in kwargs:
             raise ValueError("a ChatIpexLLM has one loaded model: build another one instead of passing model=")
-        template = kwargs.pop("template", self.template)
+        how = {name: kwargs.pop(name, getattr(self, name, None)) for name in ("template", "tool_syntax")}
+        how |= {name: kwargs.pop(name, None) for name in ("tools", "tool_choice")}
         variables = {**(self.template_kwargs or {}), **(kwargs.pop("template_kwargs", None) or {})}
-        model = self._loaded
-        prompt = chat.encode(model.tokenizer, template_messages(messages), template=template, **variables)
-        return prompt, chat.answer_options(model, self._options(stop, kwargs), template)
+        options = self._options(stop, kwargs)
+        return chat.turn(self._loaded, template_messages(messages), options, **how, **variables)
 
     # ---- generating: every method below is a fold over the model's deltas ----
 
@@ -131,8 +158,8 @@ class ChatIpexLLM(LowBitModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        prompt, options = self._request(messages, stop, kwargs)
-        return self._result(self._loaded.generate(prompt, **options))
+        turn = self._turn(messages, stop, kwargs)
+        return self._result(self._loaded.generate(turn.prompt, **turn.options), turn.reader)
 
     async def _agenerate(
         self,
@@ -141,8 +168,8 @@ class ChatIpexLLM(LowBitModel, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        prompt, options = self._request(messages, stop, kwargs)
-        return self._result(await self._loaded.agenerate(prompt, **options))
+        turn = self._turn(messages, stop, kwargs)
+        return self._result(await self._loaded.agenerate(turn.prompt, **turn.options), turn.reader)
 
     def _stream(
         self,
@@ -151,10 +178,12 @@ class ChatIpexLLM(LowBitModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        prompt, options = self._request(messages, stop, kwargs)
-        with closing(self._loaded.stream(prompt, **options)) as deltas:
+        turn = self._turn(messages, stop, kwargs)
+        answer = self._answer(turn.reader)
+        with closing(self._loaded.stream(turn.prompt, **turn.options)) as deltas:
             for delta in deltas:
-                chunk = self._chunk(delta)
+                if (chunk := answer.chunk(delta)) is None:
+                    continue
                 if run_manager:
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
@@ -166,38 +195,18 @@ class ChatIpexLLM(LowBitModel, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        prompt, options = self._request(messages, stop, kwargs)
-        async with aclosing(self._loaded.astream(prompt, **options)) as deltas:
+        turn = self._turn(messages, stop, kwargs)
+        answer = self._answer(turn.reader)
+        async with aclosing(self._loaded.astream(turn.prompt, **turn.options)) as deltas:
             async for delta in deltas:
-                chunk = self._chunk(delta)
+                if (chunk := answer.chunk(delta)) is None:
+                    continue
                 if run_manager:
                     await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
 
-    # ---- answers ----
+    def _answer(self, reader: CallReader | None) -> Answer:
+        return Answer(self.model_id or "lowbit", reader)
 
-    def _info(self, part: Delta | Completion) -> dict[str, Any]:
-        """What becomes an answer's response_metadata; finish reason and name come with the end."""
-        info: dict[str, Any] = {}
-        if part.finish_reason is not None:
-            info = {
-                "finish_reason": part.finish_reason,
-                "model_name": self.model_id or "lowbit",
-                "model_provider": "lowbit",
-            }
-        if part.logprobs is not None:
-            info["logprobs"] = logprobs(part.logprobs)
-        return info
-
-    def _result(self, completion: Completion) -> ChatResult:
-        message = AIMessage(content=completion.text, usage_metadata=usage(completion))
-        return ChatResult(generations=[ChatGeneration(message=message, generation_info=self._info(completion))])
-
-    def _chunk(self, delta: Delta) -> ChatGenerationChunk:
-        ended = delta.finish_reason is not None
-        message = AIMessageChunk(
-            content=delta.text,
-            usage_metadata=usage(delta) if ended else None,
-            chunk_position="last" if ended else None,
-        )
-        return ChatGenerationChunk(message=message, generation_info=self._info(delta) or None)
+    def _result(self, completion: Completion, reader: CallReader | None) -> ChatResult:
+        return ChatResult(generations=[self._answer(reader).whole(completion)])
