@@ -163,6 +163,11 @@ def has_template(tokenizer: Tokenizer) -> bool:
     return bool(tokenizer.chat_template)
 
 
+def knows_tools(tokenizer: Tokenizer, template: str | None = None) -> bool:
+    """Returns True if a template has a place for tools (others get them in words). Raises ValueError without one."""
+    return "tools" in _variables(_template_text(tokenizer, template, ()))
+
+
 def turn_end(tokenizer: Tokenizer, template: str | None = None) -> TurnEnd:
     """Returns what ends an answer under a template: the special token that it puts behind one.
 

@@ -145,6 +145,14 @@ def test_a_models_own_named_template_wins_over_a_format_of_that_name():
     assert chat.render(toy.byte_tokenizer({"vicuna": "own"}), HELLO, template="vicuna") == "own"
 
 
+def test_templates_that_know_tools():
+    knowing = "{% if tools %}{{ tools | tojson }}{% endif %}"
+    assert chat.knows_tools(toy.byte_tokenizer(knowing))
+    assert not chat.knows_tools(toy.byte_tokenizer(TEMPLATE))
+    assert chat.knows_tools(toy.byte_tokenizer({"default": TEMPLATE, "tool_use": knowing}))
+    assert not chat.knows_tools(toy.byte_tokenizer(knowing), "vicuna")
+
+
 def test_the_turn_ends_at_the_token_behind_an_answer():
     assert chat.turn_end(toy.byte_tokenizer(TEMPLATE)) == chat.TurnEnd((toy.EOS,))
     assert chat.turn_end(toy.byte_tokenizer(), "llama-2") == chat.TurnEnd((toy.EOS,))  # after a space
