@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -23,11 +24,13 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW, DEFAULT_NUM_OUTPUTS
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
-from llama_index.core.llms.llm import LLM, default_completion_to_prompt
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import ToolSelection, default_completion_to_prompt
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.types import BaseOutputParser, PydanticProgramMode
 
 import lowbit
+from llama_index.llms.lowbit._answers import ChatAnswer, CompletionAnswer, tool_selections, with_one_call
 from llama_index.llms.lowbit._arguments import (
     fitting,
     loading_options,
@@ -36,24 +39,18 @@ from llama_index.llms.lowbit._arguments import (
     template_of,
     with_signature_of,
 )
-from llama_index.llms.lowbit._convert import (
-    Conversation,
-    astream,
-    chat_response,
-    completion_response,
-    stream,
-    whole,
-)
+from llama_index.llms.lowbit._messages import Conversation
 from lowbit import chat
 from lowbit.sampling import GenerationOptions, merge
 from lowbit.text import TextModel
 
-Request = tuple[list[int], dict[str, Any]]  # the token ids of a prompt, and the options of its answer
+if TYPE_CHECKING:
+    from llama_index.core.tools.types import BaseTool
 
 DEFAULT_HUGGINGFACE_MODEL = "meta-llama/Llama-2-7b-chat-hf"
 
 
-class IpexLLM(LLM):
+class IpexLLM(FunctionCallingLLM):
     """A Hugging Face model in 3 to 8 bits, run in process.
 
     Build it with the constructor or `from_model_id` (hub id, Hugging Face folder or low-bit folder), with
@@ -84,6 +81,8 @@ class IpexLLM(LLM):
     model_kwargs: dict[str, Any] = Field(default_factory=dict, description="Options for loading.")
     generate_kwargs: dict[str, Any] = Field(default_factory=dict, description="Options of every generation.")
     is_chat_model: bool = Field(default=False, description="Whether prompts are messages of a conversation.")
+    template_kwargs: dict[str, Any] = Field(default_factory=dict, description="What else the chat template knows.")
+    is_function_calling_model: bool = Field(default=False, description="Whether agents may give it tools.")
 
     _model: Any = PrivateAttr()
     """The `lowbit.TextModel`; `llm._model.save_low_bit(path)` writes a complete low-bit folder."""
@@ -115,6 +114,8 @@ class IpexLLM(LLM):
         *,
         system_prompt: str | None = None,
         query_wrapper_prompt: str | BasePromptTemplate | None = None,
+        template_kwargs: dict[str, Any] | None = None,
+        is_function_calling_model: bool | None = None,
     ) -> None:
         """Builds the LLM; loads the model unless one is given.
 
@@ -128,7 +129,9 @@ class IpexLLM(LLM):
         model_kwargs: options for loading (`threads`, `revision`, `group_size`, ...). generate_kwargs: generation
         options. is_chat_model: whether a query engine's prompt goes to the model as a message of a conversation; None:
         if it has a chat template and no completion_to_prompt is given. low_bit_model: whether only a low-bit folder is
-        accepted. system_prompt, query_wrapper_prompt: as in every LlamaIndex LLM.
+        accepted. system_prompt, query_wrapper_prompt: as in every LlamaIndex LLM. template_kwargs: what else the chat
+        template knows, for example {"enable_thinking": False}. is_function_calling_model: whether agents may give it
+        tools; None: if its template knows them. Any other template is given them in words.
 
         Raises TypeError for an unknown option, with the nearest name; ValueError or OSError with the cause when the
         model cannot be loaded.
@@ -147,7 +150,9 @@ class IpexLLM(LLM):
             raise TypeError(f"model must be what lowbit.load returns, not a {type(model).__name__}")
         elif model_name == DEFAULT_HUGGINGFACE_MODEL:
             model_name = model.model_id
-        conversation = Conversation(model.tokenizer, template)
+        conversation = Conversation(model, template, template_kwargs or {})
+        if is_function_calling_model is None:
+            is_function_calling_model = messages_to_prompt is None and conversation.knows_tools
         if is_chat_model is None:
             is_chat_model = conversation.has_template and completion_to_prompt is None
         fields: dict[str, Any] = {
@@ -171,6 +176,8 @@ class IpexLLM(LLM):
             "output_parser": output_parser,
             "system_prompt": system_prompt,
             "query_wrapper_prompt": prompt_template(query_wrapper_prompt),
+            "template_kwargs": dict(template_kwargs or {}),
+            "is_function_calling_model": is_function_calling_model,
         }
         super().__init__(**fields)
         self._model = model
@@ -217,27 +224,37 @@ class IpexLLM(LLM):
             context_window=self.context_window,
             num_output=self.max_new_tokens,
             is_chat_model=self.is_chat_model,
+            is_function_calling_model=self.is_function_calling_model,
             model_name=self.model_name,
         )
 
     # ---- a call: its prompt and its options ----
 
-    def _chat_request(self, messages: Sequence[ChatMessage], kwargs: Mapping[str, Any]) -> Request:
+    def _chat_turn(self, messages: Sequence[ChatMessage], kwargs: Mapping[str, Any]) -> chat.Turn:
+        tools = {name: kwargs.get(name) for name in ("tools", "tool_choice")}
+        options = self._options({name: value for name, value in kwargs.items() if name not in tools})
         to_prompt = self.messages_to_prompt
         assert to_prompt is not None  # LlamaIndex fills it
         if isinstance(to_prompt, Conversation) and to_prompt.has_template:
-            return to_prompt.ids(messages), self._options(kwargs, to_prompt)
-        return self._ids(to_prompt(messages)), self._options(kwargs)
+            turn = to_prompt.turn(messages, options, **tools)
+            return replace(turn, options=self._ended(turn.options, options))
+        if tools["tools"]:
+            raise ValueError(
+                "a chat template writes tools, and this model has none, or messages_to_prompt is used instead of it: "
+                "leave messages_to_prompt out, or pass tokenizer_kwargs={'chat_template': ...}"
+            )
+        return chat.Turn(self._ids(to_prompt(messages)), self._ended(options, options))
 
-    def _completion_request(self, prompt: str, formatted: bool, kwargs: Mapping[str, Any]) -> Request:
+    def _completion_turn(self, prompt: str, formatted: bool, kwargs: Mapping[str, Any]) -> chat.Turn:
         """As LlamaIndex wants it, an unformatted prompt is a user's message where the model chats."""
-        if formatted:
-            return self._ids(prompt), self._options(kwargs)
-        if self.is_chat_model and self.completion_to_prompt is default_completion_to_prompt:
+        if not formatted and self.is_chat_model and self.completion_to_prompt is default_completion_to_prompt:
             message = ChatMessage(role=MessageRole.USER, content=prompt)
-            return self._chat_request(self._extend_messages([message]), kwargs)
-        assert self.completion_to_prompt is not None  # LlamaIndex fills it
-        return self._ids(self._extend_prompt(self.completion_to_prompt(prompt))), self._options(kwargs)
+            return self._chat_turn(self._extend_messages([message]), kwargs)
+        if not formatted:
+            assert self.completion_to_prompt is not None  # LlamaIndex fills it
+            prompt = self._extend_prompt(self.completion_to_prompt(prompt))
+        options = self._options(kwargs)
+        return chat.Turn(self._ids(prompt), self._ended(options, options))
 
     def _ids(self, text: str) -> list[int]:
         """Ids of a text. One that begins with the beginning-of-text token, as hand-written templates do, gets no other:
@@ -245,17 +262,18 @@ class IpexLLM(LLM):
         bos = self._tokenizer.special_tokens.get("bos_token")
         return list(self._tokenizer.encode(text, add_special_tokens=not (bos and text.startswith(bos))))
 
-    def _options(self, kwargs: Mapping[str, Any], conversation: Conversation | None = None) -> dict[str, Any]:
-        """The options of one call: those of model_kwargs, over them generate_kwargs, over them the call's own; and
-        where an answer ends, unless they say so."""
+    def _options(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of one call: those of model_kwargs, over them generate_kwargs, over them the call's own."""
         _, defaults = loading_options(self.model_kwargs)
-        options = merge(defaults, {"max_new_tokens": self.max_new_tokens}, self.generate_kwargs, kwargs)
-        ends_given = "eos_token_id" in options
-        if conversation is not None:
-            options = chat.answer_options(self._model, options, conversation.template)
-        if self.stopping_ids and not ends_given:
-            options["eos_token_id"] = (*options.get("eos_token_id", self._model.eos_ids), *self.stopping_ids)
-        self._model.options(**options)  # tells a bad value at the call, also where the answer is streamed
+        return merge(defaults, {"max_new_tokens": self.max_new_tokens}, self.generate_kwargs, kwargs)
+
+    def _ended(self, options: dict[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Options whose answer ends at stopping_ids too, unless a caller says where it ends; checked, so that a bad
+        value is told at the call, also where the answer is streamed."""
+        if self.stopping_ids and "eos_token_id" not in asked:
+            ends = options.get("eos_token_id", self._model.eos_ids)
+            options = options | {"eos_token_id": (*ends, *self.stopping_ids)}
+        self._model.options(**options)
         return options
 
     # ---- generating: every method below is a fold over the model's deltas ----
@@ -267,49 +285,86 @@ class IpexLLM(LLM):
         Unless formatted, the prompt goes through completion_to_prompt, or, for a chat model without one, through the
         chat template as a user's message.
         """
-        ids, options = self._completion_request(prompt, formatted, kwargs)
-        return whole(self._model.generate(ids, **options), completion_response)
+        turn = self._completion_turn(prompt, formatted, kwargs)
+        return CompletionAnswer().whole(self._model.generate(turn.prompt, **turn.options))
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> Iterator[CompletionResponse]:
         """Returns the continuation as it is generated: `text` so far and the new `delta`."""
-        ids, options = self._completion_request(prompt, formatted, kwargs)
-        return stream(self._model.stream(ids, **options), completion_response)
+        turn = self._completion_turn(prompt, formatted, kwargs)
+        return CompletionAnswer().stream(self._model.stream(turn.prompt, **turn.options))
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Returns what `complete` does; the event loop stays free, and cancelling ends the work."""
-        ids, options = await asyncio.to_thread(self._completion_request, prompt, formatted, kwargs)
-        return whole(await self._model.agenerate(ids, **options), completion_response)
+        turn = await asyncio.to_thread(self._completion_turn, prompt, formatted, kwargs)
+        return CompletionAnswer().whole(await self._model.agenerate(turn.prompt, **turn.options))
 
     @llm_completion_callback()
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> AsyncIterator[CompletionResponse]:
         """Returns what `stream_complete` does; the event loop stays free, and cancelling ends the work."""
-        ids, options = await asyncio.to_thread(self._completion_request, prompt, formatted, kwargs)
-        return astream(self._model.astream(ids, **options), completion_response)
+        turn = await asyncio.to_thread(self._completion_turn, prompt, formatted, kwargs)
+        return CompletionAnswer().astream(self._model.astream(turn.prompt, **turn.options))
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """Returns the assistant's next message; kwargs are generation options."""
-        ids, options = self._chat_request(messages, kwargs)
-        return whole(self._model.generate(ids, **options), chat_response)
+        """Returns the assistant's next message; kwargs are generation options, and `tools` and `tool_choice`."""
+        turn = self._chat_turn(messages, kwargs)
+        return ChatAnswer(turn.reader).whole(self._model.generate(turn.prompt, **turn.options))
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> Iterator[ChatResponse]:
-        """Returns the assistant's next message as it is generated: the message so far and the new `delta`."""
-        ids, options = self._chat_request(messages, kwargs)
-        return stream(self._model.stream(ids, **options), chat_response)
+        """Returns the assistant's next message as it is generated: the message so far and the new `delta`.
+
+        A tool call comes as a whole, as soon as it is complete.
+        """
+        turn = self._chat_turn(messages, kwargs)
+        return ChatAnswer(turn.reader).stream(self._model.stream(turn.prompt, **turn.options))
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Returns what `chat` does; the event loop stays free, and cancelling ends the work."""
-        ids, options = await asyncio.to_thread(self._chat_request, messages, kwargs)
-        return whole(await self._model.agenerate(ids, **options), chat_response)
+        turn = await asyncio.to_thread(self._chat_turn, messages, kwargs)
+        return ChatAnswer(turn.reader).whole(await self._model.agenerate(turn.prompt, **turn.options))
 
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> AsyncIterator[ChatResponse]:
         """Returns what `stream_chat` does; the event loop stays free, and cancelling ends the work."""
-        ids, options = await asyncio.to_thread(self._chat_request, messages, kwargs)
-        return astream(self._model.astream(ids, **options), chat_response)
+        turn = await asyncio.to_thread(self._chat_turn, messages, kwargs)
+        return ChatAnswer(turn.reader).astream(self._model.astream(turn.prompt, **turn.options))
+
+    # ---- tools ----
+
+    def _prepare_chat_with_tools(
+        self,
+        tools: Sequence[BaseTool],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        verbose: bool = False,
+        allow_parallel_tool_calls: bool = False,
+        tool_required: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        messages = list(chat_history or [])
+        if user_msg is not None:
+            messages.append(ChatMessage(user_msg) if isinstance(user_msg, str) else user_msg)
+        if tool_required:
+            kwargs.setdefault("tool_choice", "required")
+        definitions = [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools]
+        return {"messages": messages, "tools": definitions, **kwargs}
+
+    def _validate_chat_with_tools_response(
+        self, response: ChatResponse, tools: Sequence[BaseTool], allow_parallel_tool_calls: bool = False, **kwargs: Any
+    ) -> ChatResponse:
+        return response if allow_parallel_tool_calls else with_one_call(response)
+
+    def get_tool_calls_from_response(
+        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
+    ) -> list[ToolSelection]:
+        """Returns the calls of an answer. Raises ValueError when there is none, unless told not to."""
+        calls = tool_selections(response)
+        if not calls and error_on_no_tool_call:
+            raise ValueError(f"the model called no tool; it said: {response.message.content!r}")
+        return calls

@@ -1,0 +1,178 @@
+"""The parts of an answer, as a text model gives them, to LlamaIndex's responses: text so far, calls, counts."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, closing
+from typing import Any, Generic, TypeVar
+
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    CompletionResponse,
+    LogProb,
+    MessageRole,
+    TextBlock,
+    ToolCallBlock,
+)
+from llama_index.core.llms.llm import ToolSelection
+
+from llama_index.llms.lowbit._messages import arguments_of
+from lowbit.text import Completion, Delta, TokenLogprob
+from lowbit.tool_calls import CallReader, ToolCall
+
+logger = logging.getLogger(__name__)
+
+Part = Delta | Completion
+R = TypeVar("R", CompletionResponse, ChatResponse)
+
+
+class Answer(Generic[R]):
+    """One answer on its way: of a completion, or of deltas, not both. `_respond` makes the response of a part."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def whole(self, completion: Completion) -> R:
+        """Returns the response of a finished completion."""
+        response = self._next(completion)
+        assert response is not None  # an end is always told
+        return response
+
+    def stream(self, deltas: Iterator[Delta]) -> Iterator[R]:
+        """Yields a response per delta, with the text so far; closing this ends the work."""
+        with closing(deltas):  # type: ignore[type-var]
+            for delta in deltas:
+                if (response := self._next(delta)) is not None:
+                    yield response
+
+    async def astream(self, deltas: AsyncIterator[Delta]) -> AsyncIterator[R]:
+        """Yields what `stream` does, of an async iterator."""
+        async with aclosing(deltas):  # type: ignore[type-var]
+            async for delta in deltas:
+                if (response := self._next(delta)) is not None:
+                    yield response
+
+    def _next(self, part: Part) -> R | None:
+        raise NotImplementedError
+
+
+class CompletionAnswer(Answer[CompletionResponse]):
+    """An answer as completion responses."""
+
+    def _next(self, part: Part) -> CompletionResponse:
+        self.text += part.text
+        return CompletionResponse(text=self.text, **_facts(part, part.text))
+
+
+class ChatAnswer(Answer[ChatResponse]):
+    """An answer as the assistant's message. reader: what finds tool calls in its text, None where no tools are."""
+
+    def __init__(self, reader: CallReader | None = None) -> None:
+        super().__init__()
+        self._reader = reader
+        self._calls: list[ToolCall] = []
+
+    def _next(self, part: Part) -> ChatResponse | None:
+        """None while the text may belong to a call that is not complete."""
+        pieces = self._pieces(part)
+        if not pieces and part.finish_reason is None and part.logprobs is None:
+            return None
+        words = "".join(self._words(piece) for piece in pieces)
+        self.text += words
+        self._calls += [piece for piece in pieces if isinstance(piece, ToolCall) and piece.error is None]
+        facts = _facts(part, words)
+        if self._calls and part.finish_reason == "stop":
+            facts["raw"]["finish_reason"] = "tool_calls"
+        return ChatResponse(message=self._message(), **facts)
+
+    def _pieces(self, part: Part) -> list[str | ToolCall]:
+        if self._reader is None:
+            return [part.text] if part.text else []
+        pieces = self._reader.push(part.text)
+        return pieces + self._reader.finish() if part.finish_reason is not None else pieces
+
+    def _words(self, piece: str | ToolCall) -> str:
+        """The text of a piece: none of a call, unless it cannot be read; then the user sees what the model wrote."""
+        if isinstance(piece, str):
+            return piece
+        if piece.error is not None:
+            logger.warning("the model wrote a tool call that cannot be read: %s", piece.error)
+            return piece.arguments
+        return ""
+
+    def _message(self) -> ChatMessage:
+        calls = [
+            ToolCallBlock(tool_call_id=call.id, tool_name=call.name or "", tool_kwargs=json.loads(call.arguments))
+            for call in self._calls
+        ]
+        # Where LlamaIndex does not look at blocks yet, it looks for OpenAI's form of the same.
+        known = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in self._calls
+        ]
+        words = [TextBlock(text=self.text)] if self.text or not calls else []
+        return ChatMessage(
+            role=MessageRole.ASSISTANT,
+            blocks=[*words, *calls],
+            additional_kwargs={"tool_calls": known} if known else {},
+        )
+
+
+def tool_selections(response: ChatResponse) -> list[ToolSelection]:
+    """Returns the calls of an answer, as LlamaIndex executes them."""
+    return [
+        ToolSelection(
+            tool_id=block.tool_call_id or "", tool_name=block.tool_name, tool_kwargs=arguments_of(block.tool_kwargs)
+        )
+        for block in _call_blocks(response)
+    ]
+
+
+def with_one_call(response: ChatResponse) -> ChatResponse:
+    """Returns the answer with the first of its calls only."""
+    extra = _call_blocks(response)[1:]
+    if not extra:
+        return response
+    message = response.message
+    known = message.additional_kwargs["tool_calls"][:1]
+    kept = ChatMessage(
+        role=message.role,
+        blocks=[block for block in message.blocks if not any(block is other for other in extra)],
+        additional_kwargs={**message.additional_kwargs, "tool_calls": known},
+    )
+    return response.model_copy(update={"message": kept})
+
+
+def _call_blocks(response: ChatResponse) -> list[ToolCallBlock]:
+    return [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
+
+
+def _facts(part: Part, new_text: str) -> dict[str, Any]:
+    """What a response holds beside the text. Counts come with the end, where LlamaIndex's token counter looks."""
+    facts: dict[str, Any] = {}
+    if isinstance(part, Delta):
+        facts["delta"] = new_text
+    if part.logprobs is not None:
+        facts["logprobs"] = [_logprobs(entry) for entry in part.logprobs]
+    if part.finish_reason is not None:
+        usage = {
+            "prompt_tokens": part.prompt_tokens,
+            "completion_tokens": part.completion_tokens,
+            "total_tokens": part.prompt_tokens + part.completion_tokens,
+        }
+        details = {"prompt_tokens_details": {"cached_tokens": part.cached_tokens}}
+        facts["raw"] = {"finish_reason": part.finish_reason, "usage": {**usage, **details}}
+        facts["additional_kwargs"] = usage
+    return facts
+
+
+def _logprobs(entry: TokenLogprob) -> list[LogProb]:
+    """The chosen token first, then the alternatives that were not chosen."""
+    others = [(text, logprob) for token, text, logprob in entry.alternatives if token != entry.token_id]
+    return [
+        LogProb(token=text, logprob=logprob, bytes=list(text.encode()))
+        for text, logprob in [(entry.text, entry.logprob), *others]
+    ]
