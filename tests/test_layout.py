@@ -18,7 +18,7 @@ LAYERS = [
     {"vector_index", "vector_folder", "passages", "corpus_folder"},
     {"models", "sources", "quantize", "checkpoint", "loading", "sampling", "stop", "perplexity"},
     {"tokenizer", "tokenizer_files", "sentencepiece", "detokenize", "sessions", "sentence", "texts"},
-    {"generate", "engine"},
+    {"generate", "engine", "token_bytes", "json_schemas", "grammar"},
     {"text"},
     {"chat", "tool_calls", "options"},
     {"embed", "rerank"},

@@ -162,6 +162,9 @@ def run(arguments: Arguments) -> int:
 
     prompt = _prompt(arguments)
     options = {name: getattr(arguments, name) for name in _GENERATION if getattr(arguments, name) is not None}
+    for name in ("json_schema", "grammar"):
+        if name in options:
+            options[name] = Path(options[name]).read_text(encoding="utf-8")
     GenerationOptions.resolve(options)  # a bad value is told before the model is loaded
     runtime = {name: getattr(arguments, name) for name in _RUNTIME if getattr(arguments, name) is not None}
     model = lowbit.load(
@@ -200,7 +203,11 @@ def _encode(model: Any, prompt: str, arguments: Arguments) -> list[int]:
 
 
 def _stream(model: Any, ids: list[int], options: dict[str, Any]) -> int:
+    from lowbit.grammar import check_finished
+    from lowbit.sampling import is_constrained
+
     counts: list[int] = []  # tokens per delta
+    held: list[str] | None = [] if is_constrained(options) else None  # half a JSON object is worth nothing to a reader
     first, reason = 0.0, "cancelled"
     start = time.perf_counter()
     try:
@@ -209,10 +216,16 @@ def _stream(model: Any, ids: list[int], options: dict[str, Any]) -> int:
                 first = first or time.perf_counter()
                 counts.append(len(delta.token_ids))
                 reason = delta.finish_reason or reason
-                _out(delta.text)
+                if held is None:
+                    _out(delta.text)
+                else:
+                    held.append(delta.text)
     except KeyboardInterrupt:
         reason = "interrupted"
     end = time.perf_counter()
+    if held is not None and reason != "interrupted":
+        check_finished(reason, True)
+        _out("".join(held))
     _out("\n")
     tokens, rate = sum(counts), _rate(counts, start, first or end, end)
     _err(f"{tokens} tokens, {rate}, first after {(first or end) - start:.2f} s; prompt {len(ids)}; ended by {reason}")
@@ -275,6 +288,7 @@ def embed(arguments: Arguments) -> None:
 
 _GENERATION = (
     "max_new_tokens", "max_length", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop",
+    "json_schema", "regex", "choice", "grammar",
 )  # fmt: skip
 _RUNTIME = ("device", "threads", "tier", "compute", "kv_dtype", "context")
 _SOURCE = ("revision", "cache_dir", "token", "trust_remote_code", "local_files_only")
@@ -342,6 +356,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--repetition-penalty", type=float)
     sub.add_argument("--seed", type=int, help="the same seed gives the same text")
     sub.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; repeatable")
+    whole = "; printed when it is whole"
+    sub.add_argument("--json-schema", metavar="FILE", help=f"the answer is JSON that the schema in FILE accepts{whole}")
+    sub.add_argument("--regex", help=f"the answer matches this regular expression{whole}")
+    sub.add_argument("--choice", action="append", metavar="TEXT", help="the answer is one of these; repeatable")
+    sub.add_argument("--grammar", metavar="FILE", help=f"the answer keeps to the Lark or GBNF grammar in FILE{whole}")
     sub.add_argument("--device", help="auto, cpu, xpu or xpu:N")
     sub.add_argument("--tier", choices=TIERS, help="highest instruction set tier to use")
     sub.add_argument("--compute", choices=COMPUTE_TYPES)

@@ -9,7 +9,7 @@ import difflib
 import logging
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_NEW_TOKENS = 256  # when nobody names a limit; transformers' 20 cuts nearly every answer
 DEFAULT_TOP_K = 50  # of transformers, when sampling
+
+# Options that constrain the text; an answer has one of them at most.
+CONSTRAINTS = ("json_schema", "regex", "choice", "grammar")
 
 ALIASES = {"stop_strings": "stop", "max_tokens": "max_new_tokens"}
 
@@ -65,6 +68,9 @@ class GenerationOptions:
     suppress_tokens: ids never generated. keep_tokens: ids of special tokens that, unlike the others, stay in the text.
     logprobs: None, or how many alternatives to report beside the chosen token.
     cancel: an event; when it is set, generation ends within one step with finish reason "cancelled".
+    json_schema (dictionary, JSON text or pydantic class), regex, choice (list of strings), grammar (Lark or GBNF): what
+    the text keeps to, one of them at most (extra `grammar`). Finish reason "stop" then says that the text is whole; a
+    stop string ends it only where it is.
     """
 
     max_new_tokens: int | None = None
@@ -86,6 +92,10 @@ class GenerationOptions:
     keep_tokens: tuple[int, ...] = ()
     logprobs: int | None = None
     cancel: threading.Event | None = None
+    json_schema: Any = None
+    regex: str | None = None
+    choice: Sequence[str] | None = None
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
@@ -103,6 +113,12 @@ class GenerationOptions:
                 set_(self, name, check(name, value))
         if self.cancel is not None and not callable(getattr(self.cancel, "is_set", None)):
             raise TypeError(f"cancel must be a threading.Event, got {type(self.cancel).__name__}")
+        if kinds := [name for name in CONSTRAINTS if getattr(self, name) is not None]:
+            if len(kinds) > 1:
+                raise TypeError(f"{' and '.join(kinds)} are given: an answer keeps to one of them at most")
+            for name in ("ignore_eos", "min_new_tokens"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} contradicts {kinds[0]}, which says where the answer ends: leave it out")
 
     @classmethod
     def resolve(cls, *sources: Mapping[str, Any] | None, **call: Any) -> GenerationOptions:
@@ -165,6 +181,11 @@ def merge(*sources: Mapping[str, Any] | None) -> dict[str, Any]:
     return {name: value for name, value in merged.items() if value is not None}
 
 
+def is_constrained(options: Mapping[str, Any]) -> bool:
+    """Returns whether options constrain the text (json_schema, regex, choice or grammar)."""
+    return any(options.get(name) is not None for name in CONSTRAINTS)
+
+
 def new_seed() -> int:
     """Returns a random seed for a generation that names none."""
     return int.from_bytes(os.urandom(8), "little")
@@ -182,7 +203,7 @@ def from_generation_config(config: Mapping[str, Any] | None) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for name, value in (config or {}).items():
         name = ALIASES.get(name, name)
-        if name in OPTION_NAMES and name not in ("seed", "cancel", "logprobs"):
+        if name in OPTION_NAMES and name not in ("seed", "cancel", "logprobs", *CONSTRAINTS):
             options[name] = value
         elif name in NEUTRAL and not _is_neutral(name, value):
             logger.warning("generation_config sets %s=%r, which is not supported and has no effect", name, value)
@@ -223,6 +244,8 @@ def _layer(source: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, An
         layer["do_sample"] = "temperature" in layer or before.get("temperature") != 0
     elif layer.get("do_sample") and before.get("temperature") == 0:
         layer.setdefault("temperature", 1.0)
+    if any(name in layer for name in CONSTRAINTS):  # a constraint named later replaces one of another kind
+        layer |= {name: None for name in CONSTRAINTS if name not in layer}
     # A limit named later replaces an earlier one of the other kind: bind(max_length=64) over a model's max_new_tokens.
     if "max_length" in layer and "max_new_tokens" not in layer and "max_new_tokens" in before:
         layer["max_new_tokens"] = None

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lowbit.generate import Batch, Engine, Event, Generator, Request
+from lowbit.grammar import Guide, constraint_of
 from lowbit.sampling import GenerationOptions, from_generation_config
 from lowbit.stop import StopMatcher
 from lowbit.tokenizer import Tokenizer
@@ -216,8 +217,10 @@ class TextModel:
         """Checks and encodes, then returns the running (row, delta) pairs of several prompts."""
         resolved = self.options(**options)
         eos = resolved.eos_token_id if resolved.eos_token_id is not None else self._eos
-        requests = [Request(self._ids(prompt), resolved, eos) for prompt in prompts]
-        return self._run(self.generator.start(requests, cancel=cancel), resolved, len(requests))
+        constraint = constraint_of(resolved, self.tokenizer, self.generator.engine.vocab_size)
+        guides = [None if constraint is None else constraint.guide(eos) for _ in prompts]
+        requests = [Request(self._ids(p), resolved, eos, guide) for p, guide in zip(prompts, guides, strict=True)]
+        return self._run(self.generator.start(requests, cancel=cancel), resolved, guides)
 
     def _ids(self, prompt: Prompt) -> Sequence[int] | np.ndarray:
         if not isinstance(prompt, str):
@@ -229,8 +232,8 @@ class TextModel:
             )
         return ids
 
-    def _run(self, batch: Batch, options: GenerationOptions, rows: int) -> Running[tuple[int, Delta]]:
-        texts = [_RowText(self.tokenizer, options) for _ in range(rows)]
+    def _run(self, batch: Batch, options: GenerationOptions, guides: list[Guide | None]) -> Running[tuple[int, Delta]]:
+        texts = [_RowText(self.tokenizer, options, guide) for guide in guides]
         with batch:
             for event in batch:
                 text = texts[event.row]
@@ -247,6 +250,7 @@ class _RowText:
 
     tokenizer: Tokenizer
     options: GenerationOptions
+    guide: Guide | None = None  # what keeps the row to a grammar
     finish_reason: str | None = None
     count: int = 0
     ids: list[int] = field(default_factory=list)  # since the last delta
@@ -256,7 +260,7 @@ class _RowText:
 
     def __post_init__(self) -> None:
         self.decoder = self.tokenizer.stream(keep=self.options.keep_tokens)
-        self.stops = StopMatcher(self.options.stop)
+        self.stops = StopMatcher(self.options.stop, None if self.guide is None else self.guide.constraint.matches)
 
     def push(self, event: Event) -> str:
         """Returns the text that is certain after an event; sets finish_reason when the row is done."""
@@ -275,6 +279,9 @@ class _RowText:
             self.finish_reason = "stop"
         elif self.finish_reason is not None:
             piece += self.stops.flush()
+            # The last token allowed may be the one that completes what the grammar asks for.
+            if event.finish_reason == "length" and self.guide is not None and event.token is not None:
+                self.finish_reason = "stop" if self.guide.completed_by(event.token) else "length"
         return piece
 
     def delta(self, text: str, prompt_tokens: int, cached_tokens: int) -> Delta:

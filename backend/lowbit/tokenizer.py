@@ -29,6 +29,7 @@ class Tokenizer:
     """Encodes and decodes as transformers' tokenizer for the same files does.
 
     chat_template: the template's text, a dictionary of named ones, or None.
+    cleans_up: whether decoding removes spaces before punctuation (transformers' clean_up_tokenization_spaces).
     special_tokens: names like "bos_token" to strings.
     """
 
@@ -44,7 +45,7 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self.added_ids = frozenset(added)  # tokens that are one piece of text; the special ones are no text at all
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
-        self._cleaning = bool(config.get("clean_up_tokenization_spaces")) and type(backend.model).__name__ != "BPE"
+        self.cleans_up = bool(config.get("clean_up_tokenization_spaces")) and type(backend.model).__name__ != "BPE"
         _apply_bos_eos_rules(backend, config, tokens)
         self._anchor = backend.encode("a", add_special_tokens=False).ids[-1:]
 
@@ -102,7 +103,7 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Returns the text of ids."""
         text = self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
-        return clean_up(text) if self._cleaning else text
+        return clean_up(text) if self.cleans_up else text
 
     def stream(self, *, skip_special_tokens: bool = True, keep: Sequence[int] = ()) -> TextStream:
         """Returns a decoder that takes ids one by one; its pieces join to what `decode` returns.
@@ -113,7 +114,7 @@ class Tokenizer:
             lambda ids: self.backend.decode(ids, skip_special_tokens=False),
             self.backend.id_to_token,
             self.special_ids.difference(keep) if skip_special_tokens else frozenset(),
-            self._cleaning,
+            self.cleans_up,
         )
 
 

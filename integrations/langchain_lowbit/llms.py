@@ -19,6 +19,8 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
 from langchain_lowbit._model import LowBitModel
 from lowbit import chat
+from lowbit.grammar import check_finished
+from lowbit.sampling import is_constrained
 from lowbit.text import Completion, Delta
 
 
@@ -30,8 +32,9 @@ class IpexLLM(LowBitModel, LLM):
 
     Generation options (`temperature`, `max_new_tokens`, `max_length`, `top_p`, `seed`, `stop`, `logprobs`, ...) come
     from `model_kwargs`, and per call from `invoke(..., max_new_tokens=64)` or `bind(...)`. `temperature=0` is greedy;
-    `max_length` counts the prompt too, as in transformers. A result's `generation_info` holds `finish_reason`,
-    `token_usage` and, when asked for, `logprobs`; `llm_output` the sum.
+    `max_length` counts the prompt too, as in transformers. `json_schema`, `regex`, `choice` and `grammar` constrain the
+    text (extra `grammar`); an answer that could not be completed is an error. A result's `generation_info` holds
+    `finish_reason`, `token_usage` and, when asked for, `logprobs`; `llm_output` the sum.
 
         from langchain_core.prompts import PromptTemplate
         from langchain_lowbit import IpexLLM
@@ -90,8 +93,9 @@ class IpexLLM(LowBitModel, LLM):
         if self._tells_tokens(prompts, run_manager):
             return self._result([_joined(list(self._stream(prompts[0], stop, run_manager, **kwargs)))])
         inputs = [self._prompt(prompt) for prompt in prompts]
-        completions = self._loaded.generate(inputs, **self._options(stop, kwargs))
-        return self._result([_generation(completion) for completion in completions])
+        options = self._options(stop, kwargs)
+        completions = self._loaded.generate(inputs, **options)
+        return self._result([_generation(completion, is_constrained(options)) for completion in completions])
 
     async def _agenerate(
         self,
@@ -104,8 +108,9 @@ class IpexLLM(LowBitModel, LLM):
             chunks = [chunk async for chunk in self._astream(prompts[0], stop, run_manager, **kwargs)]
             return self._result([_joined(chunks)])
         inputs = [self._prompt(prompt) for prompt in prompts]
-        completions = await self._loaded.agenerate(inputs, **self._options(stop, kwargs))
-        return self._result([_generation(completion) for completion in completions])
+        options = self._options(stop, kwargs)
+        completions = await self._loaded.agenerate(inputs, **options)
+        return self._result([_generation(completion, is_constrained(options)) for completion in completions])
 
     def _stream(
         self,
@@ -114,9 +119,10 @@ class IpexLLM(LowBitModel, LLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        with closing(self._loaded.stream(self._prompt(prompt), **self._options(stop, kwargs))) as deltas:
+        options = self._options(stop, kwargs)
+        with closing(self._loaded.stream(self._prompt(prompt), **options)) as deltas:
             for delta in deltas:
-                chunk = _chunk(delta)
+                chunk = _chunk(delta, is_constrained(options))
                 if run_manager:
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
@@ -128,9 +134,10 @@ class IpexLLM(LowBitModel, LLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
-        async with aclosing(self._loaded.astream(self._prompt(prompt), **self._options(stop, kwargs))) as deltas:
+        options = self._options(stop, kwargs)
+        async with aclosing(self._loaded.astream(self._prompt(prompt), **options)) as deltas:
             async for delta in deltas:
-                chunk = _chunk(delta)
+                chunk = _chunk(delta, is_constrained(options))
                 if run_manager:
                     await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
@@ -173,11 +180,13 @@ def _info(part: Delta | Completion) -> dict[str, Any]:
     return info
 
 
-def _generation(completion: Completion) -> Generation:
+def _generation(completion: Completion, constrained: bool) -> Generation:
+    check_finished(completion.finish_reason, constrained)
     return Generation(text=completion.text, generation_info=_info(completion))
 
 
-def _chunk(delta: Delta) -> GenerationChunk:
+def _chunk(delta: Delta, constrained: bool) -> GenerationChunk:
+    check_finished(delta.finish_reason or "stop", constrained)
     return GenerationChunk(text=delta.text, generation_info=_info(delta) or None)
 
 

@@ -17,6 +17,7 @@ class FakeModel:
 
     tokenizer = SimpleNamespace(chat_template=None, special_tokens={}, encode=None)
     error: BaseException | None = None
+    reason = "length"
 
     def __init__(self):
         self.asked = []
@@ -27,7 +28,7 @@ class FakeModel:
     def stream(self, ids, **options):
         self.asked.append((ids, options))
         for i, word in enumerate(("Hello ", "wide ", "world")):
-            yield Delta(word, (i,), "length" if i == 2 else None, None, len(ids), i + 1)
+            yield Delta(word, (i,), self.reason if i == 2 else None, None, len(ids), i + 1)
             if self.error is not None:
                 raise self.error
 
@@ -197,6 +198,24 @@ def test_run_passes_options(model):
         "show_progress": False, "threads": 1, "device": "cpu", "compute": "fp32", "kv_dtype": "fp32", "context": 64,
         "tier": "scalar",
     }  # fmt: skip
+
+
+def test_run_prints_a_constrained_answer_when_it_is_whole(model, tmp_path, capsys):
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object"}')
+    model.reason = "stop"
+    assert cli.main(["run", "some/model", "-p", "Hi", "--json-schema", str(schema)]) == 0
+    assert model.asked[-1][1] == {"json_schema": '{"type": "object"}'}
+    assert capsys.readouterr().out == "Hello wide world\n"
+    model.reason = "length"
+    assert cli.main(["run", "some/model", "-p", "Hi", "--choice", "a", "--choice", "b"]) == 2
+    assert model.asked[-1][1] == {"choice": ["a", "b"]}
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "max_new_tokens" in captured.err
+    assert cli.main(["run", "some/model", "-p", "Hi", "--grammar", str(tmp_path / "absent")]) == 2
+    assert cli.main(["run", "some/model", "-p", "Hi", "--regex", "a", "--choice", "b"]) == 2
+    assert "regex and choice" in capsys.readouterr().err
 
 
 def test_run_uses_the_chat_template_where_there_is_one(model):

@@ -18,7 +18,9 @@ from langchain_core.prompts import PromptTemplate
 import lowbit
 from langchain_lowbit import BigdlLLM, IpexLLM
 from langchain_lowbit._arguments import split_model_kwargs
+from lowbit.grammar import UnfinishedError
 from lowbit.text import Completion, Delta, TextModel, TokenLogprob
+from toy import babble, text_model
 
 STORY = "Once upon a time there was a fox ."
 
@@ -615,3 +617,21 @@ def test_unknown_model_kwargs_are_told_without_loading_too(fake):
 
 def test_split_of_nothing():
     assert split_model_kwargs(None) == ({}, {})
+
+
+def test_a_constraint_passes_through_and_half_an_answer_is_an_error():
+    model = text_model(babble(4))
+    llm = IpexLLM(model=model, model_kwargs={"temperature": 2.0, "seed": 3})
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    schema["additionalProperties"] = False
+    assert set(json.loads(llm.invoke("x", json_schema=schema))) == {"n"}
+    assert llm.bind(choice=["yes", "no"]).invoke("x") in ("yes", "no")
+    assert "".join(llm.stream("x", regex="[a-c]{3}!")).endswith("!")
+    assert all(answer in ("yes", "no") for answer in llm.batch(["x", "y"], choice=["yes", "no"]))
+    short = {"json_schema": schema, "max_new_tokens": 3}
+    with pytest.raises(UnfinishedError, match="max_new_tokens"):
+        llm.invoke("x", **short)
+    with pytest.raises(UnfinishedError, match="max_new_tokens"):
+        list(llm.stream("x", **short))
+    with pytest.raises(UnfinishedError, match="max_new_tokens"):
+        asyncio.run(llm.ainvoke("x", **short))
