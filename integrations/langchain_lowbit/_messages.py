@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import (
@@ -33,7 +33,19 @@ def template_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     Raises ValueError for content other than text, and for a message that has no place in a prompt.
     """
     names = {call["id"]: call["name"] for m in messages if isinstance(m, AIMessage) for call in m.tool_calls}
-    return [_template_message(message, names) for message in messages]
+    return [_template_message(part, names) for message in messages for part in _with_results_apart(message)]
+
+
+def _with_results_apart(message: BaseMessage) -> Iterator[BaseMessage]:
+    """A message; Anthropic's tool results, which are parts of a user's message, as messages of their own before it."""
+    results = [p for p in message.content if isinstance(p, dict) and p.get("type") == "tool_result"]
+    for part in results:
+        yield ToolMessage(content=part.get("content") or "", tool_call_id=part["tool_use_id"])
+    if results:
+        rest = [part for part in message.content if part not in results]
+        message = message.model_copy(update={"content": rest})
+    if message.content or not results:
+        yield message
 
 
 def _template_message(message: BaseMessage, call_names: Mapping[str | None, str]) -> dict[str, Any]:

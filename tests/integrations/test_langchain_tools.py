@@ -183,6 +183,16 @@ def test_results_go_back_into_the_template():
     )
 
 
+def test_anthropics_results_are_parts_of_the_users_message():
+    chat = ChatIpexLLM(model=scripted({"": "ok"})).bind_tools([add])
+    use = {"type": "tool_use", "id": "x", "name": "add", "input": {"a": 1, "b": 2}}
+    called = AIMessage([use], tool_calls=[{"name": "add", "args": {"a": 1, "b": 2}, "id": "x"}])
+    result = {"type": "tool_result", "tool_use_id": "x", "content": [{"type": "text", "text": "3"}]}
+    prompt = prompt_of(chat, [called, HumanMessage([result, {"type": "text", "text": "And?"}])])
+    assert prompt.endswith("</tool_call>[tool]3[user]And?[assistant]")
+    assert prompt_of(chat, [called, HumanMessage([result])]).endswith("</tool_call>[tool]3[assistant]")
+
+
 def test_a_wrong_choice_is_refused_when_it_is_bound():
     chat = ChatIpexLLM(model=scripted({"": "ok"}))
     with pytest.raises(ValueError, match="did you mean 'population'"):

@@ -1,0 +1,101 @@
+"""LangChain's own standard suites for chat models, run with the embedded model: every capability that is there is on.
+
+What is skipped: a variable of the environment that would build a model (there is none), serialisation (an object holds
+a live model), another model per call (it holds one), images, PDF and audio (text models), and the timing over a
+recorded network (there is no network).
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, HumanMessage
+from langchain_tests.integration_tests import ChatModelIntegrationTests
+from langchain_tests.unit_tests import ChatModelUnitTests
+
+import lowbit
+from langchain_lowbit import ChatIpexLLM
+
+EMBEDDED = Path(__file__).resolve().parents[2] / "demo" / "model"
+
+pytestmark = pytest.mark.skipif(
+    not (EMBEDDED / "config.json").exists(), reason="the embedded model (demo/model) is not in this checkout"
+)
+
+
+@cache
+def embedded():
+    return lowbit.load(str(EMBEDDED), threads=2)
+
+
+_CHOICE = "tool_choice cannot be enforced in this version"
+# Tests that must fail, with the reason; one that passes after all is reported, and its row goes.
+BEYOND = {
+    **dict.fromkeys(
+        (
+            "test_tool_calling",
+            "test_tool_calling_async",
+            "test_bind_runnables_as_tools",
+            "test_tool_choice",
+            "test_tool_calling_with_no_arguments",
+            "test_structured_few_shot_examples",
+            "test_structured_output",
+            "test_structured_output_async",
+            "test_structured_output_pydantic_2_v1",
+            "test_structured_output_optional_param",
+            "test_unicode_tool_call_integration",
+        ),
+        _CHOICE,
+    ),
+    "test_agent_loop": "the embedded model has not learned to call a tool of its own accord",
+}
+
+
+class Capabilities:
+    """What both suites are told."""
+
+    @pytest.fixture(autouse=True)
+    def _mark_what_is_beyond(self, request: pytest.FixtureRequest) -> None:
+        reason = BEYOND.get(request.function.__name__)
+        if reason:
+            request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+
+    @property
+    def chat_model_class(self) -> type[BaseChatModel]:
+        return ChatIpexLLM
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {"model": embedded(), "model_id": "lowbit-demo", "model_kwargs": {"max_new_tokens": 64}}
+
+    @property
+    def supports_anthropic_inputs(self) -> bool:
+        return True
+
+    @property
+    def supports_model_override(self) -> bool:
+        return False  # an object has one loaded model
+
+    @property
+    def supported_usage_metadata_details(self) -> dict[Any, Any]:
+        return {"invoke": ["cache_read_input"], "stream": ["cache_read_input"]}
+
+
+class TestChatIpexLLMUnit(Capabilities, ChatModelUnitTests):
+    pass
+
+
+class TestChatIpexLLM(Capabilities, ChatModelIntegrationTests):
+    def invoke_with_cache_read_input(self, *, stream: bool = False) -> AIMessage:
+        """A conversation's second turn, whose beginning is kept from the first."""
+        model = self.chat_model_class(**self.chat_model_params)
+        first = [HumanMessage("Hello")]
+        second = [*first, model.invoke(first), HumanMessage("What is AI?")]
+        whole = None
+        for chunk in model.stream(second) if stream else [model.invoke(second)]:
+            whole = chunk if whole is None else whole + chunk
+        assert isinstance(whole, AIMessage)
+        assert whole.usage_metadata["input_token_details"]["cache_read"] > 0
+        return whole
