@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from langchain_lowbit import (
+    ChatIpexLLM,
     IpexLLM,
     IpexLLMBgeEmbeddings,
     QuantizedBgeEmbeddings,
@@ -14,11 +15,13 @@ from langchain_lowbit import (
 )
 from langchain_lowbit._arguments import NO_EFFECT, split_model_kwargs
 from langchain_lowbit._embedding_arguments import encode_options, loading_options
-from lowbit import cli, formats
+from langchain_lowbit.chat_models import _NO_SERVICE
+from lowbit import chat_templates, cli, formats
 from lowbit.options import option_names
 from lowbit.replaced import REPLACED
 from lowbit.runtime import GPU_ENVIRONMENT
 from lowbit.sampling import OPTION_NAMES
+from lowbit.tool_syntax import SYNTAXES
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "migration.md").read_text(encoding="utf-8")
 
@@ -49,6 +52,16 @@ def test_arguments_are_those_of_the_class():
     constructor = {"tokenizer_id", "load_in_4bit", "load_in_low_bit"}
     assert named - constructor <= set(IpexLLM.model_fields)
     assert set(IpexLLM.model_fields) - named == {"model", "tokenizer"}
+
+
+def test_arguments_of_the_chat_class_are_on_the_page():
+    table = dict((names[0], (names, second)) for names, second in rows("argument of the chat class"))
+    named = {name for names, _ in table.values() for name in names}
+    own = set(ChatIpexLLM.__annotations__) - {"model_config"}
+    assert named == own | _NO_SERVICE.keys() | {"max_new_tokens"}
+    in_second = lambda name: {n for n in re.findall(r"`([\w.-]+)`", table[name][1])}  # noqa: E731
+    assert in_second("template") == set(chat_templates.NAMED)
+    assert in_second("tool_syntax") == {syntax.name for syntax in SYNTAXES}
 
 
 def test_every_new_import_on_the_page_works():
