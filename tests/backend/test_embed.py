@@ -406,26 +406,6 @@ def test_minilm_on_sts(low_bit, loss):
     assert spearman((a * b).sum(axis=1), scores) >= 0.8672 - loss
 
 
-@pytest.mark.torch
-def test_minilm_is_sentence_transformers(caplog):
-    """In fp32: transformers' rows, their mean over the attention mask, length 1; cosines within 1e-5 of one."""
-    import torch
-    from transformers import AutoModel, AutoTokenizer
-
-    folder = shared("models", "all-MiniLM-L6-v2")
-    first, second = (column[:300] for column in stsb()[:2])
-    ours = lowbit.Embedder(folder, "fp32", compute="fp32")
-    assert (ours.max_length, ours.dimension) == (256, 384)
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
-    for texts in (first, [" ".join(first[:40]), *second]):
-        inputs = tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
-        with torch.no_grad():
-            rows = model(**inputs).last_hidden_state
-        mask = inputs["attention_mask"][..., None]
-        theirs = torch.nn.functional.normalize((rows * mask).sum(1) / mask.sum(1), dim=1).numpy()
-        assert (1 - (ours.encode(texts) * theirs).sum(axis=1)).max() <= 1e-5
-
-
 def test_pooling_that_is_asked_for(sentence, plain):
     """The mean of both is (cls + the other rows) / n, so one text of one word tells the two apart."""
     cls, mean = (lowbit.Embedder(sentence, pooling=pooling) for pooling in ("cls", "mean"))
