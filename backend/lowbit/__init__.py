@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lowbit.rerank import Reranker
     from lowbit.runtime import Runtime
     from lowbit.text import TextModel
+    from lowbit.torch import load_low_bit, low_memory_init, optimize_model
 
 # public name -> (module, attribute or None for the module itself)
 _LAZY = {
@@ -25,8 +26,22 @@ _LAZY = {
     "Runtime": ("lowbit.runtime", "Runtime"),
     "TextModel": ("lowbit.text", "TextModel"),
     "formats": ("lowbit.formats", None),
+    "load_low_bit": ("lowbit.torch", "load_low_bit"),
+    "low_memory_init": ("lowbit.torch", "low_memory_init"),
+    "optimize_model": ("lowbit.torch", "optimize_model"),
 }
-__all__ = ["Embedder", "Reranker", "Runtime", "TextModel", "__version__", "formats", "load"]
+__all__ = [
+    "Embedder",
+    "Reranker",
+    "Runtime",
+    "TextModel",
+    "__version__",
+    "formats",
+    "load",
+    "load_low_bit",
+    "low_memory_init",
+    "optimize_model",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from lowbit import checkpoint, models
 from lowbit.checkpoint import CONFIG, GENERATION_CONFIG, LoadedModel, read_json
 from lowbit.formats import FLOAT, Choice, resolve
-from lowbit.models._spec import EncoderSpec, Family, ModelSpec, Recipe
+from lowbit.models._spec import AnySpec, EncoderSpec, Family, ModelSpec, ModuleSpec, Recipe
 from lowbit.ops import BF16, to_fp32
 from lowbit.packed import PackedTensor
 from lowbit.quantize import quantize_rows
@@ -242,10 +242,15 @@ def _located(family: Family, source: Source, folder: Path) -> tuple[Recipe, ...]
 
 
 def _refuse_other_tasks(
-    spec: ModelSpec | EncoderSpec, task: str, folder: Path, embedding_files: dict[str, Path]
+    spec: AnySpec, task: str, folder: Path, embedding_files: dict[str, Path]
 ) -> None:
     """Raises ValueError when a model cannot do what it is loaded for. A decoder embeds where its files say how."""
     kind = f"{folder} holds a {spec.family} model"
+    if isinstance(spec, ModuleSpec):
+        raise ValueError(
+            f"{kind} that only PyTorch can run; open it with lowbit.load_low_bit or load_low_bit of the class in "
+            'lowbit.transformers (pip install "lowbit[torch]")'
+        )
     if task == "text" and isinstance(spec, EncoderSpec):
         raise ValueError(
             f"{kind}, which turns texts into vectors and cannot continue them; open it with lowbit.Embedder"

@@ -2,8 +2,8 @@
 
 Packed tensors are dtype U8 and come first; the header is padded so that the data starts on a cache line, and as every
 packed tensor is whole cache lines, each of them does. What a packed tensor is (format, group size, shape, multiplier)
-stands in the file's `__metadata__` under the tensor's name, as JSON. Vectors are F32. The file is valid for the
-safetensors library.
+stands in the file's `__metadata__` under the tensor's name, as JSON. Arrays that are not packed keep their type (the
+vectors of native models are F32). The file is valid for the safetensors library.
 """
 
 from __future__ import annotations
@@ -20,27 +20,29 @@ from typing import Any
 import numpy as np
 
 from lowbit.packed import PackedTensor
-from lowbit.sources.safetensors import SafetensorsFile
+from lowbit.sources.safetensors import DTYPES, SafetensorsFile
 
 LINE = 64
 # One write, and the bytes behind one checksum. Writing 2 MiB and more at a time lets the kernel keep the file in large
 # folios, so that even a freshly written file is mapped in 2 MiB pages (Linux 6.18, ext4: all; 1 MiB writes: none).
 CHUNK_BYTES = 16 << 20
 LAYOUT_KEY, LAYOUT = "lowbit", "P16K-1"
+_NAMES = {dtype: name for name, dtype in DTYPES.items() if not isinstance(dtype, int)}
 
 
 def write_weights(path: Path, tensors: Mapping[str, PackedTensor | np.ndarray]) -> dict[str, Any]:
     """Returns size and checksums of the file, then complete on disk. Raises OSError, early, if it does not fit."""
     packed = {name: t for name, t in tensors.items() if isinstance(t, PackedTensor)}
-    vectors = {name: np.ascontiguousarray(t, "<f4") for name, t in tensors.items() if name not in packed}
+    arrays = [(name, t) for name, t in tensors.items() if not isinstance(t, PackedTensor)]
+    arrays.sort(key=lambda item: -item[1].dtype.itemsize)  # so that each starts on a multiple of its element size
     metadata, header, offset = {LAYOUT_KEY: LAYOUT}, {}, 0
     for name, tensor in packed.items():
         metadata[name] = json.dumps(_facts(tensor))
-        header[name] = _entry("U8", [tensor.data.nbytes], offset)
+        header[name] = _entry("U8", [tensor.data.nbytes], offset, tensor.data.nbytes)
         offset += tensor.data.nbytes
-    for name, vector in vectors.items():
-        header[name] = _entry("F32", list(vector.shape), offset)
-        offset += vector.nbytes
+    for name, array in arrays:
+        header[name] = _entry(_NAMES[array.dtype], list(array.shape), offset, array.nbytes)
+        offset += array.nbytes
     text = json.dumps({"__metadata__": metadata, **header}, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % LINE)
     size = 8 + len(text) + offset
@@ -52,8 +54,8 @@ def write_weights(path: Path, tensors: Mapping[str, PackedTensor | np.ndarray]) 
         out.write(memoryview(len(text).to_bytes(8, "little") + text))
         for tensor in packed.values():
             out.write(tensor.data.data.cast("B"))
-        for vector in vectors.values():
-            out.write(memoryview(vector.tobytes()))
+        for _, array in arrays:
+            out.write(memoryview(array.tobytes()))
         out.flush()
         os.fsync(stream.fileno())
     return {"bytes": size, "chunk_bytes": CHUNK_BYTES, "crc32": checksums}
@@ -68,8 +70,7 @@ def _facts(tensor: PackedTensor) -> dict[str, Any]:
     }
 
 
-def _entry(dtype: str, shape: list[int], offset: int) -> dict[str, Any]:
-    size = int(np.prod(shape, dtype=np.int64)) * (1 if dtype == "U8" else 4)
+def _entry(dtype: str, shape: list[int], offset: int, size: int) -> dict[str, Any]:
     return {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + size]}
 
 
@@ -130,10 +131,10 @@ class WeightsFile:
         return None if text is None else json.loads(text)
 
     def read(self, name: str) -> np.ndarray:
-        """Returns the bytes of a packed tensor, uint8, 64-byte aligned, or a float32 vector: views of the mapping."""
+        """Returns the bytes of a packed tensor, uint8, 64-byte aligned, or an array: views of the mapping."""
         array = self._file.read(name)
         packed = name in self._file.metadata
-        if array.dtype != (np.uint8 if packed else np.float32):
+        if packed and array.dtype != np.uint8:
             raise self._bad(f"tensor {name!r} has dtype {array.dtype}")
         if packed and array.ctypes.data % LINE:
             raise self._bad(f"tensor {name!r} does not start on a {LINE}-byte line")

@@ -166,7 +166,34 @@ class EncoderSpec:
         return _from_dict(cls, data)
 
 
-SPECS: dict[str, type[ModelSpec] | type[EncoderSpec]] = {"decoder": ModelSpec, "encoder": EncoderSpec}
+@dataclass(frozen=True)
+class ModuleSpec:
+    """A PyTorch model that no native graph describes: which of its modules are packed. Its class makes the rest.
+
+    linear, embedding: for each low-bit module its name and the float type ("bf16", ...) of the weight it stands for;
+    tensors are named as the parameters and buffers of the model, a packed weight `<module>.weight`.
+    """
+
+    family: str  # name of the model's class
+    linear: dict[str, str]
+    embedding: dict[str, str]
+
+    def to_dict(self) -> dict:
+        """Returns a JSON-ready dictionary; `from_dict` is its inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict) -> ModuleSpec:
+        """Returns the spec a dictionary describes. Raises TypeError for unknown or missing fields."""
+        return cls(**data)
+
+
+AnySpec = ModelSpec | EncoderSpec | ModuleSpec
+SPECS: dict[str, type[ModelSpec] | type[EncoderSpec] | type[ModuleSpec]] = {
+    "decoder": ModelSpec,
+    "encoder": EncoderSpec,
+    "modules": ModuleSpec,
+}
 Spec = TypeVar("Spec", ModelSpec, EncoderSpec)
 
 

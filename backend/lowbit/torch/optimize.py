@@ -1,0 +1,247 @@
+"""optimize_model: the linear layers of any PyTorch model in a low-bit format, in place.
+
+Owns which modules are converted and to what. A causal language model of a family lowbit knows additionally runs on the
+native decoder (native_model.py).
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from lowbit.formats import FLOAT, Choice, resolve
+from lowbit.loading import OUTER_FORMAT
+from lowbit.runtime import Runtime
+from lowbit.torch.modules import FLOATS, LowBitEmbedding, LowBitLinear, is_conv1d
+
+logger = logging.getLogger(__name__)
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What is converted and how. low_bit None: linear layers keep their float type and run on the native kernels.
+
+    head: format of the output layer of a language model (None: low_bit). embedding: format of embeddings (None: they
+    stay). kept: modules whose dotted name contains one of these strings stay as they are.
+    """
+
+    low_bit: Choice | None
+    group_size: int | None = None
+    head: Choice | None = None
+    embedding: Choice | None = None
+    kept: tuple[str, ...] = ()
+    runtime: Runtime = field(default_factory=lambda: Runtime(device="cpu"))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields of LowBitLinear that say how it computes."""
+        runtime = self.runtime
+        return {"compute": runtime.compute, "tier": runtime.tier or "", "threads": runtime.threads or 0}
+
+    def of(self, name: str, module: nn.Module, head: nn.Module | None) -> Choice | None:
+        """Returns the format of a linear layer, None where it stays as it is."""
+        dtype = module.weight.dtype
+        if dtype not in FLOATS or any(key in name for key in self.kept):
+            return None
+        if module is head and self.head is not None:
+            return self.head
+        return self.low_bit or resolve(FLOATS[dtype])  # type: ignore[index]
+
+    def group_of(self, choice: Choice) -> int | None:
+        """Returns the group size for a format: what was asked for, else what its name implies."""
+        return self.group_size if self.group_size is not None else choice.group_size
+
+
+def optimize_model(
+    model: Model,
+    low_bit: str | None = "sym_int4",
+    optimize_llm: bool = True,
+    modules_to_not_convert: Sequence[str] | None = None,
+    cpu_embedding: bool = False,
+    *,
+    group_size: int | None = None,
+    mixed_precision: bool = False,
+    embedding_qtype: str | None = None,
+    torch_dtype: Any = "auto",
+    compute: str = "int8",
+    kv_dtype: str = "fp16",
+    threads: int | None = None,
+    tier: str | None = None,
+    show_progress: bool = False,
+    replace_embedding: bool = False,
+    disable_optimize_pre: bool = False,
+) -> Model:
+    """Returns the model, changed in place: its linear layers hold low-bit weights and run on the native kernels.
+
+    low_bit: a name of `lowbit.formats`, or None for the model's own float type. optimize_llm: run a causal language
+    model of a known family on the native decoder; whatever a call asks that it cannot do runs on the modules.
+    modules_to_not_convert: modules whose dotted name contains one of these strings stay as they are. group_size:
+    weights per scale. mixed_precision: the output layer in sym_int8. embedding_qtype: a format for `nn.Embedding`
+    layers, which otherwise keep their values. torch_dtype: cast the model first ("auto": leave it). compute, threads,
+    tier, kv_dtype: as in `lowbit.Runtime`. cpu_embedding, replace_embedding and disable_optimize_pre are accepted as
+    ipex-llm has them and have nothing to change on a CPU.
+
+    The model is put in evaluation mode and its parameters require no gradient any more: packed weights cannot be
+    trained. It gains `save_low_bit(folder)`. Raises ValueError for an unknown format and for weights that are not in
+    CPU memory, TypeError for what is no module.
+
+    >>> model = optimize_model(torch.nn.Sequential(torch.nn.Linear(64, 64)), "nf4")
+    >>> model[0].format.name
+    'nf4'
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"optimize_model takes a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(modules_to_not_convert, str):
+        raise TypeError(f"modules_to_not_convert is a list of strings; use [{modules_to_not_convert!r}]")
+    conversion = Conversion(
+        low_bit=None if low_bit is None else resolve(low_bit),
+        group_size=group_size,
+        head=resolve(OUTER_FORMAT) if mixed_precision and low_bit and resolve(low_bit).format.codes != FLOAT else None,
+        embedding=None if embedding_qtype is None else resolve(embedding_qtype),
+        kept=tuple(modules_to_not_convert or ()),
+        runtime=Runtime(device="cpu", compute=compute, kv_dtype=kv_dtype, threads=threads, tier=tier),
+    )
+    if conversion.low_bit is not None:
+        conversion.low_bit.format.group(group_size)  # an unknown group size raises here, before anything is changed
+    if torch_dtype not in (None, "auto"):
+        model.to(getattr(torch, torch_dtype) if isinstance(torch_dtype, str) else torch_dtype)
+    return convert(model, conversion, optimize_llm=optimize_llm, show_progress=show_progress)
+
+
+def convert(model: Model, conversion: Conversion, *, optimize_llm: bool = True, show_progress: bool = False) -> Model:
+    """Returns the model converted in place; `optimize_model` with its arguments already read."""
+    layers = dict(linear_layers(model))
+    _check_memory(layers)
+    _warn_of_unused(conversion.kept, layers)
+    model.eval()
+    model.requires_grad_(False)
+    with tqdm(total=len(layers), desc="Converting", unit="layer", disable=not show_progress) as bar, torch.no_grad():
+        native = optimize_llm and _convert_joined(model, conversion, bar)
+        head = head_of(model)
+        for name, layer in linear_layers(model):
+            choice = conversion.of(name, layer, head)
+            if choice is not None:
+                group = conversion.group_of(choice)
+                replace_module(model, layer, LowBitLinear.from_linear(layer, choice, group, **conversion.settings))
+            bar.update(1)
+        _convert_embeddings(model, conversion, native)
+    return convert_rest(model, conversion, native=native)
+
+
+def convert_rest(model: Model, conversion: Conversion, *, native: bool) -> Model:
+    """Returns a model whose layers are converted, made ready: native where that is wanted and possible, saveable."""
+    from lowbit.torch import folder
+
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # its fast path reads float weights; this is how it is left out
+    if native and "transformers" in type(model).__module__:
+        _enable(model, conversion.runtime)
+    folder.attach(model, conversion)
+    return model
+
+
+def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yields name and module of every layer that can be converted: nn.Linear and Conv1D.
+
+    Not those inside nn.MultiheadAttention, which multiplies with their weights itself.
+    """
+    apart = [f"{name}." for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
+    for name, module in list(model.named_modules()):
+        plain = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+        if (plain or is_conv1d(module)) and not name.startswith(tuple(apart)):
+            yield name, module
+
+
+def head_of(model: nn.Module) -> nn.Module | None:
+    """Returns the output layer of a transformers language model, None where there is none."""
+    get = getattr(model, "get_output_embeddings", None)
+    try:
+        return get() if get is not None else None
+    except (AttributeError, NotImplementedError):  # transformers 4 raises for models without one
+        return None
+
+
+def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Puts a module where another one stands, in every place it stands. Raises ValueError when that is the model."""
+    if model is old:
+        raise ValueError(f"the model is itself a {type(old).__name__}; use LowBitLinear.from_linear")
+    for parent in list(model.modules()):
+        for key, child in parent._modules.items():
+            if child is old:
+                parent._modules[key] = new
+
+
+def _convert_joined(model: nn.Module, conversion: Conversion, bar: Any) -> bool:
+    """Converts the layers that the native decoder joins; False where it does not know the model."""
+    if "transformers" not in type(model).__module__:
+        return False
+    from lowbit.torch import native_graph
+
+    head = head_of(model)
+    try:
+        family = native_graph.describe(model)
+        native_graph.check_joinable(model, family, lambda name: conversion.of(name, model.get_submodule(name), head))
+    except native_graph.NotNative as reason:
+        logger.info("optimize_model: layer by layer, without the native decoder: %s", reason)
+        return False
+    for recipe in native_graph.matrices(family):
+        old = native_graph.modules_of(model, recipe)
+        choice = conversion.of(recipe.parts[0].source.rpartition(".")[0], old[0], head)
+        if choice is None:
+            continue
+        group = conversion.group_of(choice)
+        new = native_graph.quantize_joined(model, recipe, choice, group, conversion.settings)
+        for before, after in zip(old, new, strict=True):
+            replace_module(model, before, after)
+        bar.update(len(old))
+    return True
+
+
+def _convert_embeddings(model: nn.Module, conversion: Conversion, native: bool) -> None:
+    """Packs embeddings where a format is asked for, and the word embedding of a native model, which shares it."""
+    words = model.get_input_embeddings() if native else None  # type: ignore[operator]
+    for name, module in list(model.named_modules()):
+        if type(module) is not nn.Embedding or module.max_norm is not None or module.weight.dtype not in FLOATS:
+            continue
+        choice = None if any(key in name for key in conversion.kept) else conversion.embedding
+        if choice is None and module is words:
+            choice = resolve(FLOATS[module.weight.dtype])
+        if choice is not None:
+            group = conversion.group_of(choice)
+            replace_module(model, module, LowBitEmbedding.from_embedding(module, choice, group))
+
+
+def _enable(model: nn.Module, runtime: Runtime) -> None:
+    from lowbit.torch import native_graph, native_model
+
+    try:
+        native_model.enable(model, runtime)
+    except native_graph.NotNative as reason:
+        logger.info("optimize_model: without the native decoder: %s", reason)
+
+
+def _check_memory(layers: dict[str, nn.Module]) -> None:
+    for name, layer in layers.items():
+        if layer.weight.device.type != "cpu":
+            raise ValueError(
+                f"{name}.weight is on {layer.weight.device}; optimize_model takes models in CPU memory: load the model "
+                "without device_map, or call model.to('cpu') first"
+            )
+
+
+def _warn_of_unused(kept: Sequence[str], layers: dict[str, nn.Module]) -> None:
+    for key in kept:
+        if not any(key in name for name in layers):
+            parts = {part for name in layers for part in name.split(".") if not part.isdecimal()}
+            close = ", ".join(difflib.get_close_matches(key, parts, n=3)) or "none"
+            logger.warning("modules_to_not_convert: no linear layer is called %r; nearest: %s", key, close)

@@ -1,0 +1,243 @@
+"""The predecessors' loaders on today's transformers (extra `torch`): Auto classes that load in low bits.
+
+Owns the arguments of ipex_llm.transformers and intel_extension_for_transformers.transformers, and sorts them: what is
+about formats goes to optimize_model, the rest to transformers' class of the same name. Changes nothing in transformers:
+no generate is patched, and no code of a checkpoint runs unless trust_remote_code says so.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import transformers as hf
+
+from lowbit import checkpoint
+from lowbit.runtime import split_device
+from lowbit.sources import hub
+from lowbit.torch import folder
+from lowbit.torch.optimize import optimize_model as optimize
+from lowbit.torch.plugin import LowBitConfig
+
+__all__ = [
+    "AutoModel",
+    "AutoModelForCausalLM",
+    "AutoModelForImageTextToText",
+    "AutoModelForMaskedLM",
+    "AutoModelForMultipleChoice",
+    "AutoModelForNextSentencePrediction",
+    "AutoModelForQuestionAnswering",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForSequenceClassification",
+    "AutoModelForSpeechSeq2Seq",
+    "AutoModelForTokenClassification",
+    "LowBitConfig",
+]
+
+logger = logging.getLogger(__name__)
+
+# Arguments of the predecessors that choose between runtimes they had, and have nothing to choose here.
+WITHOUT_EFFECT = frozenset(
+    "cpu_embedding replace_embedding disk_embedding low_cpu_mem_usage use_llm_runtime use_neural_speed "
+    "use_embedding_runtime use_vllm lightweight_bmm enable_mp".split()
+)
+DTYPE = "dtype" if tuple(int(n) for n in hf.__version__.split(".")[:2]) >= (4, 56) else "torch_dtype"
+
+
+class _LowBitAuto:
+    """An Auto class of transformers whose models are loaded in low bits."""
+
+    hf_class: Any
+
+    def __init__(self) -> None:
+        name = type(self).__name__
+        raise OSError(f"{name} is not made but loaded: {name}.from_pretrained(id) or {name}.load_low_bit(folder)")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,
+        *model_args: Any,
+        load_in_4bit: bool = False,
+        load_in_8bit: bool = False,
+        load_in_low_bit: str | None = None,
+        quantization_config: Any = None,
+        optimize_model: bool = True,
+        modules_to_not_convert: Sequence[str] | None = None,
+        embedding_qtype: str | None = None,
+        imatrix: Any = None,
+        mixed_precision: bool = False,
+        group_size: int | None = None,
+        torch_dtype: Any = None,
+        dtype: Any = None,
+        trust_remote_code: bool = False,
+        device_map: Any = None,
+        model_hub: str = "huggingface",
+        show_progress: bool = False,
+        compute: str = "int8",
+        kv_dtype: str = "fp16",
+        threads: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Returns the model of a hub id or folder, its linear layers in low bits; `save_low_bit(folder)` saves it.
+
+        load_in_low_bit: a name of `lowbit.formats`; load_in_4bit is "sym_int4", load_in_8bit "sym_int8"; with none of
+        them and no quantization_config the model is loaded as transformers loads it. quantization_config: a
+        LowBitConfig, a BitsAndBytesConfig (nf4, fp4 and int8 become our formats of those bits), or an object with
+        `convert_model(model, optimize_llm=...)`. optimize_model: run known language models on the native decoder. The
+        other arguments are those of `lowbit.optimize_model`, and any further ones those of transformers' class.
+        A low-bit folder is opened as it was saved. Raises ValueError for formats that cannot be, devices other than
+        the CPU, and a model_hub other than "huggingface"; TypeError or OSError as transformers does.
+        """
+        kwargs = {name: value for name, value in kwargs.items() if name not in WITHOUT_EFFECT}
+        _check_place(device_map, model_hub)
+        for name in ("speculative", "pipeline_parallel_stages"):
+            if kwargs.pop(name, 1) not in (False, 0, 1, None):
+                raise ValueError(f"{name} is not supported; leave it out (generate takes assistant_model=)")
+        low_bit = load_in_low_bit or ("sym_int4" if load_in_4bit else "sym_int8" if load_in_8bit else None)
+        options = {
+            "modules_to_not_convert": modules_to_not_convert, "embedding_qtype": embedding_qtype,
+            "mixed_precision": mixed_precision, "group_size": group_size, "compute": compute, "kv_dtype": kv_dtype,
+            "threads": threads,
+        }  # fmt: skip
+        config, convert_model = read_config(quantization_config)
+        if config is not None:
+            options.update({k: v for k, v in config.options().items() if v is not None and not options.get(k)})
+            low_bit = low_bit or config.low_bit
+        if imatrix is not None:
+            raise ValueError(
+                "imatrix is for GGUF's i-quants, which are refused here by name; for activation-aware quantisation give "
+                "a quantization_config"
+            )
+        hub_options = {k: kwargs[k] for k in ("revision", "cache_dir", "token", "local_files_only") if k in kwargs}
+        if checkpoint.is_low_bit(config_of(pretrained_model_name_or_path, hub_options)):
+            return cls.load_low_bit(
+                pretrained_model_name_or_path, optimize_model=optimize_model, trust_remote_code=trust_remote_code,
+                compute=compute, kv_dtype=kv_dtype, threads=threads, **hub_options,
+            )  # fmt: skip
+        kwargs[DTYPE] = dtype or torch_dtype or "auto"
+        model = cls.hf_class.from_pretrained(
+            pretrained_model_name_or_path, *model_args, trust_remote_code=trust_remote_code, **kwargs
+        )
+        if convert_model is not None:
+            return convert_model(model, optimize_llm=optimize_model)
+        if low_bit is None:
+            return model
+        return optimize(model, low_bit, optimize_model, show_progress=show_progress, **options)  # type: ignore[arg-type]
+
+    @classmethod
+    def load_low_bit(
+        cls,
+        pretrained_model_name_or_path: Any,
+        *model_args: Any,
+        optimize_model: bool = True,
+        trust_remote_code: bool = False,
+        verify: bool | None = None,
+        compute: str = "int8",
+        kv_dtype: str = "fp16",
+        threads: int | None = None,
+        revision: str | None = None,
+        cache_dir: Any = None,
+        token: Any = None,
+        local_files_only: bool = False,
+        **saved: Any,
+    ) -> Any:
+        """Returns the model of a low-bit folder, its weights mapped: what `save_low_bit` wrote, here or in lowbit.load.
+
+        optimize_model: run known language models on the native decoder. verify: check every byte (None: up to a size).
+        Other arguments that ipex-llm needed again at loading (modules_to_not_convert, torch_dtype, ...) are accepted
+        and not needed: the folder records them. Raises FileNotFoundError or ValueError naming cause and fix.
+        """
+        from lowbit.runtime import Runtime
+
+        _check_place(saved.pop("device_map", None), saved.pop("model_hub", "huggingface"))
+        access = hub.Access(cache_dir, token, local_files_only)
+        location = hub.locate(pretrained_model_name_or_path, revision, access)
+        path = hub.fetch_weights(location, access).folder
+        runtime = Runtime(device="cpu", compute=compute, kv_dtype=kv_dtype, threads=threads)
+        loaded = checkpoint.load(path, verify)
+        config = hf.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        with folder.low_memory_init():
+            model = folder.empty_model(_Maker(cls.hf_class, trust_remote_code), config)
+        folder._take_generation_config(model, path)
+        conversion = folder.conversion_of(loaded.quantization, runtime)
+        folder.fill(model, loaded, conversion, path)
+        model.config._name_or_path = str(path)
+        return folder.convert_rest(model, conversion, native=optimize_model)
+
+    @classmethod
+    def from_config(cls, config: Any, **kwargs: Any) -> Any:
+        """Returns an untrained model of a config, as transformers' class does."""
+        return cls.hf_class.from_config(config, **kwargs)
+
+
+class _Maker:
+    """An Auto class where a model class is asked for."""
+
+    def __init__(self, hf_class: Any, trust_remote_code: bool) -> None:
+        self._hf_class, self._trust_remote_code = hf_class, trust_remote_code
+
+    def _from_config(self, config: Any) -> Any:
+        return self._hf_class.from_config(config, trust_remote_code=self._trust_remote_code)
+
+
+def read_config(given: Any) -> tuple[LowBitConfig | None, Any]:
+    """Returns (LowBitConfig, None), or (None, a function model -> converted model), or (None, None).
+
+    A class in place of an instance stands for an instance with its defaults, as published examples pass it.
+    """
+    if isinstance(given, type):
+        given = given()
+    if given is None:
+        return None, None
+    if isinstance(given, dict):
+        given = LowBitConfig.from_dict(given)
+    if isinstance(given, hf.BitsAndBytesConfig):
+        given = LowBitConfig.from_bitsandbytes(given)
+    if isinstance(given, LowBitConfig):
+        return given, None
+    if hasattr(given, "convert_model"):
+        return None, given.convert_model
+    raise ValueError(
+        f"quantization_config is a {type(given).__name__}, which lowbit does not apply; give a LowBitConfig, a "
+        "WeightOnlyQuantConfig or a BitsAndBytesConfig, or leave it out and use load_in_low_bit"
+    )
+
+
+def config_of(id_or_path: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Returns the config.json of a hub id or folder, {} where there is none: transformers then says what is missing."""
+    access = hub.Access(options.get("cache_dir"), options.get("token"), bool(options.get("local_files_only")))
+    if hub.is_local(id_or_path):
+        path = Path(id_or_path).expanduser() / checkpoint.CONFIG
+    else:
+        path = hub.locate(id_or_path, options.get("revision"), access).folder / checkpoint.CONFIG
+    return checkpoint.read_json(path) if path.exists() else {}
+
+
+def _check_place(device_map: Any, model_hub: str) -> None:
+    places = device_map.values() if isinstance(device_map, dict) else [device_map]
+    for place in places:
+        if place not in (None, "auto", "balanced", "sequential") and split_device(str(place))[0] not in ("cpu", "auto"):
+            raise ValueError(f"device_map={device_map!r}: models load into CPU memory; leave device_map out")
+    if model_hub != "huggingface":
+        raise ValueError(f"model_hub={model_hub!r} is not supported; download the model and give its folder")
+
+
+def _auto(name: str) -> Any:
+    doc = f"transformers.{name}, loading in low bits: from_pretrained(load_in_4bit=True), load_low_bit(folder)."
+    return type(name, (_LowBitAuto,), {"__doc__": doc, "__module__": __name__, "hf_class": getattr(hf, name)})
+
+
+AutoModel = _auto("AutoModel")
+AutoModelForCausalLM = _auto("AutoModelForCausalLM")
+AutoModelForImageTextToText = _auto("AutoModelForImageTextToText")
+AutoModelForMaskedLM = _auto("AutoModelForMaskedLM")
+AutoModelForMultipleChoice = _auto("AutoModelForMultipleChoice")
+AutoModelForNextSentencePrediction = _auto("AutoModelForNextSentencePrediction")
+AutoModelForQuestionAnswering = _auto("AutoModelForQuestionAnswering")
+AutoModelForSeq2SeqLM = _auto("AutoModelForSeq2SeqLM")
+AutoModelForSequenceClassification = _auto("AutoModelForSequenceClassification")
+AutoModelForSpeechSeq2Seq = _auto("AutoModelForSpeechSeq2Seq")
+AutoModelForTokenClassification = _auto("AutoModelForTokenClassification")
