@@ -40,9 +40,11 @@ logger = logging.getLogger(__name__)
 
 # Arguments of the predecessors that choose between runtimes they had, and have nothing to choose here.
 WITHOUT_EFFECT = frozenset(
-    "cpu_embedding replace_embedding disk_embedding low_cpu_mem_usage use_llm_runtime use_neural_speed "
-    "use_embedding_runtime use_vllm lightweight_bmm enable_mp".split()
-)
+    (
+        "cpu_embedding", "replace_embedding", "disk_embedding", "low_cpu_mem_usage", "use_llm_runtime",
+        "use_neural_speed", "use_embedding_runtime", "use_vllm", "lightweight_bmm", "enable_mp",
+    )
+)  # fmt: skip
 DTYPE = "dtype" if tuple(int(n) for n in hf.__version__.split(".")[:2]) >= (4, 56) else "torch_dtype"
 
 
@@ -108,10 +110,11 @@ class _LowBitAuto:
             low_bit = low_bit or config.low_bit
         if imatrix is not None:
             raise ValueError(
-                "imatrix is for GGUF's i-quants, which are refused here by name; for activation-aware quantisation give "
-                "a quantization_config"
+                "imatrix is for GGUF's i-quants, which are refused here by name; for activation-aware quantisation "
+                "give a quantization_config"
             )
-        hub_options = {k: kwargs[k] for k in ("revision", "cache_dir", "token", "local_files_only") if k in kwargs}
+        names = ("revision", "cache_dir", "token", "local_files_only")
+        hub_options: dict[str, Any] = {name: kwargs[name] for name in names if name in kwargs}
         if checkpoint.is_low_bit(config_of(pretrained_model_name_or_path, hub_options)):
             return cls.load_low_bit(
                 pretrained_model_name_or_path, optimize_model=optimize_model, trust_remote_code=trust_remote_code,

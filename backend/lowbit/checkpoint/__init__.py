@@ -22,7 +22,7 @@ from lowbit import __version__
 from lowbit.checkpoint._replace import put_in_place, refuse_target, staging_folder, sync_file
 from lowbit.checkpoint._weights import WeightsFile, write_weights
 from lowbit.formats import FORMATS
-from lowbit.models._spec import SPECS, AnySpec
+from lowbit.models._spec import SPECS
 from lowbit.packed import PackedTensor
 from lowbit.sources._foreign import refuse_foreign
 
@@ -42,13 +42,13 @@ VERIFY_BYTES = 1 << 30
 class LoadedModel:
     """A model in memory: its graph, its tensors by canonical name, and what belongs to it.
 
-    tensors: PackedTensor, or arrays: float32 vectors, of a ModuleSpec anything. config: the Hugging Face config.json. tokenizer_files: path of
-    each file by its name in the folder. embedding_files: likewise, what sentence-transformers keeps beside a model
-    (pooling, prompts, lengths, dense layers). quantization: the choices made (format, group_size, ...), without the
-    spec. provenance: where the weights came from (source, revision, lowbit, created).
+    tensors: PackedTensor, or arrays: float32 vectors, of a ModuleSpec anything. config: the Hugging Face config.json.
+    tokenizer_files: path of each file by its name in the folder. embedding_files: likewise, what sentence-transformers
+    keeps beside a model (pooling, prompts, lengths, dense layers). quantization: the choices made (format, group_size,
+    ...), without the spec. provenance: where the weights came from (source, revision, lowbit, created).
     """
 
-    spec: AnySpec
+    spec: Any  # one of SPECS
     tensors: dict[str, PackedTensor | np.ndarray]
     config: dict[str, Any]
     generation_config: dict[str, Any] = field(default_factory=dict)

@@ -12,21 +12,23 @@ from lowbit.checkpoint import LoadedModel
 from lowbit.formats import FLOAT
 from lowbit.models._spec import ModelSpec, Recipe
 from lowbit.packed import PANEL_ROWS, PackedTensor
-from lowbit.torch import kernels, native_graph
+from lowbit.torch import graph
 from lowbit.torch.modules import LowBitEmbedding
 from lowbit.torch.optimize import Conversion, replace_module
 
 
-def fill_canonical(model: nn.Module, loaded: LoadedModel, conversion: Conversion, path: Path) -> dict[str, torch.Tensor]:
+def fill_canonical(
+    model: nn.Module, loaded: LoadedModel, conversion: Conversion, path: Path
+) -> dict[str, torch.Tensor]:
     """Puts low-bit modules over a folder's canonical tensors in place; returns the parameters by name.
 
     Raises ValueError where the model's class is not the one of the folder or its modules are no parts of the tensors.
     """
     assert isinstance(loaded.spec, ModelSpec)
     try:
-        family = native_graph.describe(model)
-        native_graph.check_joinable(model, family, lambda name: None)
-    except native_graph.NotNative as reason:
+        family = graph.describe(model)
+        graph.check_joinable(model, family, lambda name: None)
+    except graph.NotNative as reason:
         raise ValueError(f"{path} holds a {loaded.spec.family} model for lowbit.load; as modules: {reason}") from None
     values: dict[str, torch.Tensor] = {}
     for recipe in family.recipes:
@@ -44,14 +46,14 @@ def fill_canonical(model: nn.Module, loaded: LoadedModel, conversion: Conversion
         for part in recipe.parts:
             owner, _, key = part.source.rpartition(".")
             module = model.get_submodule(owner)
-            if key == "bias" and isinstance(module, native_graph.LowBitLinear):
+            if key == "bias" and isinstance(module, graph.LowBitLinear):
                 module._take_bias(values.pop(part.source))
     return values
 
 
 def _linear(model: nn.Module, recipe: Recipe, packed: PackedTensor, conversion: Conversion) -> dict[str, torch.Tensor]:
-    old = native_graph.modules_of(model, recipe)
-    layers = native_graph.split(packed, [native_graph._rows(module) for module in old], recipe.interleave)
+    old = graph.modules_of(model, recipe)
+    layers = graph.split(packed, [graph._rows(module) for module in old], recipe.interleave)
     kept: dict[str, torch.Tensor] = {}
     for part, before, after in zip(recipe.parts, old, layers, strict=True):
         name = part.source.rpartition(".")[0]
@@ -59,14 +61,14 @@ def _linear(model: nn.Module, recipe: Recipe, packed: PackedTensor, conversion: 
         after.compute, after.tier, after.threads = conversion.settings.values()
         if packed.format.codes == FLOAT and any(key in name for key in conversion.kept):
             values = after.dequantize()
-            kept[part.source] = values.t().contiguous() if native_graph.is_conv1d(before) else values
+            kept[part.source] = values.t().contiguous() if graph.is_conv1d(before) else values
         else:
             replace_module(model, before, after)
     return kept
 
 
 def _table(model: nn.Module, recipe: Recipe, packed: PackedTensor) -> dict[str, torch.Tensor]:
-    (old,) = native_graph.modules_of(model, recipe)
+    (old,) = graph.modules_of(model, recipe)
     dtype = old.weight.dtype
     table = LowBitEmbedding.from_packed(packed, padding_idx=getattr(old, "padding_idx", None), dtype=dtype)  # type: ignore[arg-type]
     if type(old) is nn.Embedding and old is model.get_input_embeddings():  # type: ignore[operator]
@@ -95,7 +97,7 @@ def _parameter(model: nn.Module, name: str) -> torch.Tensor:
     owner, _, key = name.rpartition(".")
     module = model.get_submodule(owner)
     found = module._parameters.get(key)
-    if found is None and isinstance(module, native_graph.LowBitLinear):
+    if found is None and isinstance(module, graph.LowBitLinear):
         return torch.empty(module.rows, dtype=module.dtype, device="meta")
     if found is None:
         raise ValueError(f"a {type(model).__name__} has no parameter {name}")

@@ -1,7 +1,7 @@
 """Low-bit folders of PyTorch models: save_low_bit, load_low_bit, low_memory_init.
 
-A model that runs on the native decoder is saved as every native model is, so its folder opens without torch as well; any
-other one with its tensors under their PyTorch names. Weights are safetensors, never pickles, and mapped, not read.
+A model that runs on the native decoder is saved as every native model is, so its folder opens without torch as well;
+any other one with its tensors under their PyTorch names. Weights are safetensors, never pickles, and mapped, not read.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def save_low_bit(model: nn.Module, folder: str | Path, *args: Any, tokenizer: An
     conversion = getattr(model, CONVERSION, None)
     if conversion is None:
         raise ValueError("the model has no low-bit weights; call lowbit.optimize_model(model) first")
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     generation = getattr(model, "generation_config", None)
     loaded = _native_tensors(model)
     if loaded is None:
@@ -96,7 +96,7 @@ def _native_tensors(model: nn.Module) -> LoadedModel | None:
     """Returns graph and tensors of a model that runs natively, None for the others."""
     if not hasattr(model, "native_graph"):
         return None
-    from lowbit.torch.native_graph import NotNative
+    from lowbit.torch.graph import NotNative
 
     try:
         return model.native_graph().loaded(model)  # type: ignore[operator]
@@ -115,7 +115,7 @@ def _module_tensors(model: nn.Module) -> tuple[ModuleSpec, dict[str, PackedTenso
             (linear if isinstance(module, LowBitLinear) else embedding)[name] = FLOATS[module.dtype]
             tensors[f"{name}.weight"] = module.packed_tensor()
             packed |= {f"{name}.packed", f"{name}.exponent"}
-    values = dict(model.named_parameters())
+    values: dict[str, torch.Tensor] = dict(model.named_parameters())
     values.update((name, b) for name, b in model.named_buffers() if name in _persistent(model))
     for name, value in values.items():
         if name not in packed:
@@ -166,7 +166,7 @@ def low_memory_init() -> Iterator[None]:
         register(self, name, parameter)
 
     with contextlib.ExitStack() as stack:
-        nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+        nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
         stack.callback(setattr, nn.Module, "register_parameter", register)
         stack.enter_context(_skeletons_from_pretrained())
         yield
@@ -248,8 +248,8 @@ def refuse_pickled(path: Path) -> None:
     """Raises ValueError for folders of ipex-llm and bigdl-llm, saying how they are opened."""
     if (path / "bigdl_config.json").exists():
         raise ValueError(
-            f"{path} was saved by ipex-llm; open it with lowbit.transformers.AutoModelForCausalLM.load_low_bit and save "
-            "it again"
+            f"{path} was saved by ipex-llm; open it with load_low_bit of the class in lowbit.transformers and save it "
+            "again"
         )
 
 
@@ -295,8 +295,8 @@ def fill(model: nn.Module, loaded: LoadedModel, conversion: Conversion, path: Pa
         _set(model, name, value, path)
     if left := [name for name, p in model.named_parameters() if p.device.type == "meta"]:
         raise ValueError(
-            f"{path} has no weights for {left[0]} and {len(left) - 1} more of this {type(model).__name__}; it was saved "
-            f"from a {loaded.spec.family}"
+            f"{path} has no weights for {left[0]} and {len(left) - 1} more of this {type(model).__name__}; it was "
+            f"saved from a {loaded.spec.family}"
         )
 
 

@@ -1,4 +1,4 @@
-"""The native kernels as PyTorch operators: `lowbit::linear` and `lowbit::embedding`, with fake kernels for torch.compile.
+"""The native kernels as PyTorch operators, `lowbit::linear` and `lowbit::embedding`, with fake kernels to compile them.
 
 Owns the crossing between tensors and numpy arrays (views, no copies, for what lies in CPU memory) and the choice of
 threads, tier and compute type for a call. Knows no module and no model.
@@ -46,8 +46,8 @@ def resolved(compute: str, tier: str, threads: int) -> Resolved:
 def host_bytes(packed: torch.Tensor, part: int = WHOLE) -> np.ndarray:
     """Returns the contiguous bytes that `packed` lies in: its own, or those of a gate_up whose panels alternate.
 
-    packed is [panels, bytes], of which GATE and UP are every second panel of a gate_up, or [2, panels, bytes], a gate_up
-    in one layer: the gate's panels, then those of up.
+    packed is [panels, bytes], of which GATE and UP are every second panel of a gate_up, or [2, panels, bytes], a
+    gate_up in one layer: the gate's panels, then those of up.
     """
     packed = packed.detach()
     if packed.is_contiguous():
@@ -74,8 +74,8 @@ def run_linear(
     """Returns x W^T (+ bias), [..., rows] in the dtype of x (float32, bfloat16, float16 or float64), x [..., k].
 
     packed: uint8, the bytes of a `PackedTensor` as `host_bytes` describes, whose multiplier is 2^exponent (int32
-    scalar). part: WHOLE, or GATE or UP where `packed` shows every second panel of a gate_up. compute, tier, threads: of `Runtime`, "" and 0
-    for the machine's own. Raises ValueError for shapes that do not fit and tiers the machine lacks.
+    scalar). part: WHOLE, or GATE or UP where `packed` shows every second panel of a gate_up. compute, tier, threads: of
+    `Runtime`, "" and 0 for the machine's own. Raises ValueError for shapes that do not fit and tiers the machine lacks.
     """
     settings = resolved(compute, tier, threads)
     flat = x.detach().reshape(-1, k).to(torch.float32)
@@ -115,7 +115,7 @@ def run_embedding(
     """Returns the rows `ids` (any integer dtype, [...]) as [..., k] in `dtype`; IndexError for an id out of range."""
     weight = (format_id, rows, k, group_size, 2.0 ** int(exponent), host_bytes(packed))
     flat = ids.detach().reshape(-1).numpy()
-    if flat.size and not (0 <= flat.min() and flat.max() < rows):
+    if flat.size and not (flat.min() >= 0 and flat.max() < rows):
         raise IndexError(f"id {flat.min() if flat.min() < 0 else flat.max()} is outside the embedding of {rows} rows")
     values = torch.from_numpy(ops.gather_rows(weight, flat))
     return values.reshape(*ids.shape, k).to(dtype)

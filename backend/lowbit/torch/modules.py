@@ -42,7 +42,7 @@ class PackedWeight(torch.Tensor):
         return f"PackedWeight({self._module})"
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         if func._schema.is_mutable and args and isinstance(args[0], cls):
             raise RuntimeError(
                 "packed weights cannot be changed in place; change the float model and call optimize_model afterwards"
@@ -194,7 +194,11 @@ class LowBitLinear(_Packed):
 
     @classmethod
     def from_linear(
-        cls, linear: nn.Module, low_bit: str | Format | Choice = "sym_int4", group_size: int | None = None, **settings: Any
+        cls,
+        linear: nn.Module,
+        low_bit: str | Format | Choice = "sym_int4",
+        group_size: int | None = None,
+        **settings: Any,
     ) -> LowBitLinear:
         """Returns a layer with the weight of an `nn.Linear` or of a Conv1D ([in_features, out_features]) quantised."""
         from lowbit.quantize import quantize

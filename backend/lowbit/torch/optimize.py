@@ -1,7 +1,7 @@
 """optimize_model: the linear layers of any PyTorch model in a low-bit format, in place.
 
 Owns which modules are converted and to what. A causal language model of a family lowbit knows additionally runs on the
-native decoder (native_model.py).
+native decoder (causal.py).
 """
 
 from __future__ import annotations
@@ -185,22 +185,22 @@ def _convert_joined(model: nn.Module, conversion: Conversion, bar: Any) -> bool:
     """Converts the layers that the native decoder joins; False where it does not know the model."""
     if "transformers" not in type(model).__module__:
         return False
-    from lowbit.torch import native_graph
+    from lowbit.torch import graph
 
     head = head_of(model)
     try:
-        family = native_graph.describe(model)
-        native_graph.check_joinable(model, family, lambda name: conversion.of(name, model.get_submodule(name), head))
-    except native_graph.NotNative as reason:
+        family = graph.describe(model)
+        graph.check_joinable(model, family, lambda name: conversion.of(name, model.get_submodule(name), head))
+    except graph.NotNative as reason:
         logger.info("optimize_model: layer by layer, without the native decoder: %s", reason)
         return False
-    for recipe in native_graph.matrices(family):
-        old = native_graph.modules_of(model, recipe)
+    for recipe in graph.matrices(family):
+        old = graph.modules_of(model, recipe)
         choice = conversion.of(recipe.parts[0].source.rpartition(".")[0], old[0], head)
         if choice is None:
             continue
         group = conversion.group_of(choice)
-        new = native_graph.quantize_joined(model, recipe, choice, group, conversion.settings)
+        new = graph.quantize_joined(model, recipe, choice, group, conversion.settings)
         for before, after in zip(old, new, strict=True):
             replace_module(model, before, after)
         bar.update(len(old))
@@ -209,24 +209,25 @@ def _convert_joined(model: nn.Module, conversion: Conversion, bar: Any) -> bool:
 
 def _convert_embeddings(model: nn.Module, conversion: Conversion, native: bool) -> None:
     """Packs embeddings where a format is asked for, and the word embedding of a native model, which shares it."""
-    words = model.get_input_embeddings() if native else None  # type: ignore[operator]
+    words: Any = model.get_input_embeddings() if native else None  # type: ignore[operator]
+    module: Any
     for name, module in list(model.named_modules()):
         if type(module) is not nn.Embedding or module.max_norm is not None or module.weight.dtype not in FLOATS:
             continue
         choice = None if any(key in name for key in conversion.kept) else conversion.embedding
         if choice is None and module is words:
-            choice = resolve(FLOATS[module.weight.dtype])
+            choice = resolve(FLOATS[words.weight.dtype])
         if choice is not None:
             group = conversion.group_of(choice)
             replace_module(model, module, LowBitEmbedding.from_embedding(module, choice, group))
 
 
 def _enable(model: nn.Module, runtime: Runtime) -> None:
-    from lowbit.torch import native_graph, native_model
+    from lowbit.torch import causal, graph
 
     try:
-        native_model.enable(model, runtime)
-    except native_graph.NotNative as reason:
+        causal.enable(model, runtime)
+    except graph.NotNative as reason:
         logger.info("optimize_model: without the native decoder: %s", reason)
 
 

@@ -1,7 +1,6 @@
-"""LowBitConfig: `quantization_config=LowBitConfig(...)` in plain transformers, through its registration for quantisers.
+"""LowBitConfig: `quantization_config=LowBitConfig(...)` in plain transformers, by its registration for quantisers.
 
-Importing this module registers the method "lowbit" with transformers: `from_pretrained` then converts a float model, and
-opens a low-bit folder that was saved from PyTorch modules.
+Importing this module registers the method "lowbit" with transformers: `from_pretrained` then converts a float model.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ how they are found again; refuses, with NotNative, any model whose graph no fami
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,9 @@ class NotNative(Exception):
 class ModuleSource:
     """A model's parameters as a `Source`: arrays over their memory."""
 
-    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Any]) -> None:
         self._tensors = tensors
-        self.names = list(tensors)
+        self.names: Sequence[str] = list(tensors)
 
     def info(self, name: str) -> tuple[np.dtype, tuple[int, ...]]:
         array = kernels.to_numpy(self._tensors[name][:0])
@@ -70,7 +70,7 @@ def describe(model: nn.Module) -> Family:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     config = getattr(model, "config", None)
-    model_type = getattr(config, "model_type", None)
+    model_type: str = getattr(config, "model_type", "")
     kind = type(model)
     if MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type) != kind.__name__:
         raise NotNative(f"{kind.__name__} is not the causal language model of a family of transformers")
@@ -104,7 +104,9 @@ def modules_of(model: nn.Module, recipe: Recipe) -> list[nn.Module]:
 
 def matrices(family: Family) -> Iterator[Recipe]:
     """Yields the recipes of what linear layers hold."""
-    yield from (recipe for recipe in family.recipes if recipe.kind in ("matrix", "head") and recipe.name.endswith(".weight"))
+    for recipe in family.recipes:
+        if recipe.kind in ("matrix", "head"):
+            yield recipe
 
 
 def check_joinable(model: nn.Module, family: Family, choose: Callable[[str], Choice | None]) -> None:
@@ -129,8 +131,8 @@ def check_joinable(model: nn.Module, family: Family, choose: Callable[[str], Cho
 def _rows(module: nn.Module) -> int:
     if isinstance(module, LowBitLinear):
         return module.rows
-    weight = module.weight
-    return weight.shape[1] if is_conv1d(module) else weight.shape[0]  # type: ignore[union-attr, operator, return-value]
+    weight: Any = module.weight
+    return weight.shape[1] if is_conv1d(module) else weight.shape[0]
 
 
 def quantize_joined(
@@ -236,7 +238,7 @@ class NativeGraph:
         self.spec = spec
         self.tensors = _tensors(model, self.family)
         self.engine = NativeEngine(self.loaded(model), runtime.resolve())
-        self._modules = [(parent._modules, key, child) for parent in model.modules() for key, child in parent._modules.items()]
+        self._modules = [(m._modules, key, child) for m in model.modules() for key, child in m._modules.items()]
         self._values = [
             (table, key, value, _version(value))
             for module in model.modules()

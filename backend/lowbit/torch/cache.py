@@ -59,7 +59,8 @@ class NativeCache(DynamicCache):
             if fresh:
                 parts.append((session, row[session.length :], not last_only))
                 wanted.append((i, fresh, row.size - session.length))
-        logits = self._native_engine.forward(parts) if parts else np.empty((0, self._native_engine.vocab_size), np.float32)
+        engine = self._native_engine
+        logits = engine.forward(parts) if parts else np.empty((0, engine.vocab_size), np.float32)
         result = [logits[:0] for _ in rows]
         at = 0
         for i, fresh, pending in wanted:
@@ -187,7 +188,7 @@ class NativeCache(DynamicCache):
         return other
 
 
-def make_native(cache: DynamicCache | None, model: Any, engine: NativeEngine) -> NativeCache:
+def take_over(cache: DynamicCache | None, model: Any, engine: NativeEngine) -> NativeCache:
     """Returns an empty cache of the user's, or a new one, as a NativeCache: the same object in another class."""
     cache = DynamicCache() if cache is None else cache
     cache.__class__ = NativeCache

@@ -20,16 +20,18 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lowbit.models._spec import ModelSpec
 from lowbit.runtime import Runtime
-from lowbit.torch.native_cache import NativeCache, make_native
-from lowbit.torch.native_graph import NativeGraph, NotNative
+from lowbit.torch.cache import NativeCache, take_over
+from lowbit.torch.graph import NativeGraph, NotNative
 
 logger = logging.getLogger(__name__)
 
 # Arguments of a forward call that the native path understands; any other one that is not None goes to the modules.
 UNDERSTOOD = frozenset(
-    "input_ids attention_mask position_ids past_key_values use_cache labels logits_to_keep num_logits_to_keep "
-    "cache_position return_dict".split()
-)
+    (
+        "input_ids", "attention_mask", "position_ids", "past_key_values", "use_cache", "labels", "logits_to_keep",
+        "num_logits_to_keep", "cache_position", "return_dict",
+    )
+)  # fmt: skip
 
 
 class NativeDecoding:
@@ -65,7 +67,7 @@ class NativeDecoding:
             super().forward(**arguments)  # type: ignore[misc]
 
     def native_graph(self) -> NativeGraph:
-        """Returns the engine over the model as it is now. Raises NotNative, and remembers it until the model changes."""
+        """Returns the engine over the model as it is now, made anew after a change. Raises NotNative."""
         graph = self._lowbit_graph
         if graph is None or not graph.is_current():
             self._lowbit_graph = None
@@ -92,14 +94,15 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _new_instance(base: type) -> Any:
-    kind = native_class(base)
+    kind: Any = native_class(base)
     return kind.__new__(kind)
 
 
 def enable(model: nn.Module, runtime: Runtime) -> None:
     """Makes a converted model run natively. Raises NotNative, with the model unchanged."""
     graph = NativeGraph(model, runtime)
-    model.__class__ = native_class(type(model))
+    kind: Any = type(model)
+    model.__class__ = native_class(kind)
     model._lowbit_runtime = runtime  # type: ignore[assignment]
     model._lowbit_graph = graph  # type: ignore[assignment]
 
@@ -149,7 +152,9 @@ class _Prepared:
         if uses_cache is None:
             uses_cache = self.call.get("past_key_values") is not None or getattr(self.model.config, "use_cache", True)
         output = CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=self.cache if uses_cache else None  # type: ignore[arg-type]
+            loss=loss,
+            logits=logits,
+            past_key_values=self.cache if uses_cache else None,  # type: ignore[arg-type]
         )
         wants_dict = self.call.get("return_dict")
         if wants_dict is None:
@@ -188,7 +193,7 @@ def _prepare(model: Any, call: dict[str, Any]) -> _Prepared | str:
     if isinstance(tokens, str):
         return tokens
     if not isinstance(past, NativeCache):
-        past = make_native(past, model, graph.engine)
+        past = take_over(past, model, graph.engine)
     return _Prepared(model, call, past, tokens)
 
 
