@@ -6,7 +6,6 @@ import copy
 import pickle
 
 import pytest
-
 import tiny_torch as tiny
 from tiny_torch import EXACT, close
 

@@ -1,4 +1,4 @@
-"""LowBitLinear and LowBitEmbedding: equal to float modules of the dequantised weights, and modules in every other way."""
+"""Low-bit layers: equal to float layers of the dequantised weights, and modules in every other way."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import io
 import pickle
 
 import pytest
+from tiny_torch import close
 
 from lowbit.formats import FORMATS
-from tiny_torch import close
 
 pytestmark = pytest.mark.torch
 
