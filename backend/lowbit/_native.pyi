@@ -34,6 +34,8 @@ def quantize(
     multiplier: float,
     full_range: bool,
     out: Bytes,
+    ratios: np.ndarray | None = None,
+    importance: np.ndarray | None = None,
 ) -> None: ...
 def dequantize(
     pool: ThreadPool,

@@ -133,10 +133,22 @@ def scale_multiplier(format_id: int, abs_max: float) -> float:
 
 
 def quantize(
-    matrix: np.ndarray, format_id: int, group_size: int, multiplier: float, full_range: bool, out: np.ndarray, pool: Any
+    matrix: np.ndarray,
+    format_id: int,
+    group_size: int,
+    multiplier: float,
+    full_range: bool,
+    out: np.ndarray,
+    pool: Any,
+    ratios: np.ndarray | None = None,
+    importance: np.ndarray | None = None,
 ) -> None:
-    """Packs a finite float matrix [rows, k] into `out` (uint8, exactly the layout's bytes)."""
-    native().quantize(pool, float_matrix(matrix), format_id, group_size, multiplier, full_range, out)
+    """Packs a finite float matrix [rows, k] into `out` (uint8, exactly the layout's bytes).
+
+    ratios: float32 clip ratios to try for every group; importance: float32 [k], the weight of each column's errors.
+    """
+    matrix = float_matrix(matrix)
+    native().quantize(pool, matrix, format_id, group_size, multiplier, full_range, out, ratios, importance)
 
 
 def dequantize(packed: tuple[Any, ...], first_row: int, out: np.ndarray, pool: Any) -> None:

@@ -1,7 +1,8 @@
 """The formats in numpy: how weights become packed bytes and how bytes become values. The specification.
 
 native/src/pack.cpp and unpack.cpp equal this module bit for bit (tests/native/test_pack.py), and every kernel is held
-to them. Slow and clear on purpose; nothing at run time uses it. All arithmetic is float32, one rounding per operation.
+to them. Slow and clear on purpose; of the package only GPTQ uses it, which chooses codes column by column. All
+arithmetic is float32, one rounding per operation.
 
     multiplier  smallest power of two >= abs_max / T, T being the largest value of the codes (half of it for asym
                 formats); scales and minima are stored as fp16(x / multiplier), zero without a sign
@@ -21,6 +22,7 @@ to them. Slow and clear on purpose; nothing at run time uses it. All arithmetic 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -63,43 +65,84 @@ def _stored(x: np.ndarray) -> np.ndarray:
 
 
 def choose(
-    weight: np.ndarray, format: Format, group_size: int, multiplier: float, full_range: bool = True
+    weight: np.ndarray,
+    format: Format,
+    group_size: int,
+    multiplier: float,
+    full_range: bool = True,
+    ratios: Sequence[float] = (1.0,),
+    importance: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns (codes, scales, minima) of a finite float32 matrix [rows, k] in a scaled format.
 
     codes uint8 [rows, k_padded]; scales and minima float16 [rows, groups], divided by the multiplier, minima zero for
-    formats without one. k beyond the matrix is zero and does not influence scales.
+    formats without one. k beyond the matrix is zero and does not influence scales. Of several clip ratios each group
+    takes the one with the least sum of importance [k] * error^2 (summed in float64 in the order of k), the first of
+    equals.
     """
     rows, k = weight.shape
     layout = layout_of(format, rows, k, group_size)
     groups = layout.k_padded // layout.group_size if layout.k_padded else 0
-    padded = np.zeros((rows, layout.k_padded), F32)
-    padded[:, :k] = weight
-    w = padded.reshape(rows, groups, layout.group_size)
-
+    shape = (rows, groups, layout.group_size)
+    w = np.zeros((rows, layout.k_padded), F32)
+    w[:, :k] = weight
+    w = w.reshape(shape)
     real = (np.arange(layout.k_padded) < k).reshape(groups, layout.group_size)
+    counts = np.zeros(layout.k_padded)  # how much the error of each column counts
+    counts[:k] = 1 if importance is None else importance
+    counts = counts.reshape(groups, layout.group_size)
     empty = ~real.any(axis=1)
     low = np.where(empty, 0, np.where(real, w, np.inf).min(axis=2, initial=np.inf)).astype(F32) / F32(multiplier)
     high = np.where(empty, 0, np.where(real, w, -np.inf).max(axis=2, initial=-np.inf)).astype(F32) / F32(multiplier)
-    amax = np.maximum(-low, high)
 
-    symmetric = format.codes != CODEBOOK and not format.has_min
+    best: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+    least = np.zeros((rows, groups))
+    for ratio in ratios:
+        scales, minima = _scales(format, low * F32(ratio), high * F32(ratio), full_range)
+        s, base = (x.astype(F32)[:, :, None] * F32(multiplier) for x in (scales, minima))
+        codes = encode(w, s, base, format, full_range)
+        if len(ratios) == 1:
+            best = codes, scales, minima
+            break
+        difference = (w - decode(codes, s, base, format)).astype(np.float64)
+        error = np.add.accumulate(counts * (difference * difference), axis=2)[:, :, -1] if k else least
+        if best is None:
+            best, least = (codes, scales, minima), error
+            continue
+        better = error < least
+        least = np.where(better, error, least)
+        best = (
+            np.where(better[:, :, None], codes, best[0]),
+            np.where(better, scales, best[1]),
+            np.where(better, minima, best[2]),
+        )
+    assert best is not None
+    return best[0].reshape(rows, layout.k_padded), best[1], best[2]
+
+
+def _scales(format: Format, low: np.ndarray, high: np.ndarray, full_range: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Returns stored scales and minima, float16, of groups between low and high (divided by the multiplier)."""
     minima = np.zeros_like(low, np.float16)
-    first, last = (0, 2**format.bits - 1) if format.has_min else (-format.offset, format.offset - 1)
+    amax = np.maximum(-low, high)
     if format.has_min:
-        scales, minima = _stored((high - low) / F32(last)), _stored(low)
-    elif not symmetric:
-        scales = _stored(amax / F32(top_value(format)))
-    elif full_range and format.name != "sym_int8":
-        scales = _stored(np.where(-low > high, low, high) / F32(-format.offset))
-    else:
-        scales, first = _stored(amax / F32(last)), -last
+        return _stored((high - low) / F32(2**format.bits - 1)), _stored(low)
+    if format.codes == CODEBOOK:
+        return _stored(amax / F32(top_value(format))), minima
+    if full_range and format.name != "sym_int8":
+        return _stored(np.where(-low > high, low, high) / F32(-format.offset)), minima
+    return _stored(amax / F32(format.offset - 1)), minima
 
-    s = (scales.astype(F32) * F32(multiplier))[:, :, None]
-    base = (minima.astype(F32) * F32(multiplier))[:, :, None]
+
+def encode(
+    w: np.ndarray, scale: np.ndarray | F32, minimum: np.ndarray | F32, format: Format, full_range: bool = True
+) -> np.ndarray:
+    """Returns the codes, uint8, of float32 weights under given scales and minima (as decoding sees them; broadcast)."""
+    first, last = (0, 2**format.bits - 1) if format.has_min else (-format.offset, format.offset - 1)
+    if not format.has_min and (not full_range or format.name == "sym_int8"):
+        first = -last
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        q = ((w - base) if format.has_min else w) / s
-    q = np.where(s == 0, F32(0), q)
+        q = ((w - minimum) if format.has_min else w) / scale
+    q = np.where(scale == 0, F32(0), q)
     if format.minifloat:
         codes = _nearest_minifloat(format, q)
     elif format.codes == CODEBOOK:
@@ -107,8 +150,16 @@ def choose(
         codes = np.searchsorted((values[:-1] + values[1:]) * F32(0.5), q, side="left")
     else:
         codes = np.rint(np.clip(q, first, last)).astype(np.int32) + format.offset
-    codes = np.where(s == 0, zero_code(format), codes)
-    return codes.astype(np.uint8).reshape(rows, layout.k_padded), scales, minima
+    return np.where(scale == 0, zero_code(format), codes).astype(np.uint8)
+
+
+def decode(codes: np.ndarray, scale: np.ndarray | F32, minimum: np.ndarray | F32, format: Format) -> np.ndarray:
+    """Returns the float32 values of codes under given scales and minima; the inverse of `encode`."""
+    if format.codes == CODEBOOK:
+        values = np.array(format.codebook, F32)[codes]
+    else:
+        values = codes.astype(F32) - F32(format.offset)
+    return values * scale + minimum if format.has_min else values * scale
 
 
 def _nearest_minifloat(format: Format, q: np.ndarray) -> np.ndarray:
@@ -205,16 +256,24 @@ def _pack_floats(format: Format, layout: Layout, weight: np.ndarray) -> bytes:
 
 
 def quantize(
-    weight: np.ndarray, format: Format, group_size: int, *, multiplier: float | None = None, full_range: bool = True
+    weight: np.ndarray,
+    format: Format,
+    group_size: int,
+    *,
+    multiplier: float | None = None,
+    full_range: bool = True,
+    ratios: Sequence[float] = (1.0,),
+    importance: np.ndarray | None = None,
 ) -> tuple[bytes, float]:
-    """Returns (packed bytes, multiplier) of a finite matrix [rows, k] of fp32, fp16 or BF16."""
+    """Returns (packed bytes, multiplier) of a finite matrix [rows, k] of fp32, fp16 or BF16; ratios as in `choose`."""
     w = ops.to_fp32(weight)
     layout = layout_of(format, w.shape[0], w.shape[1], group_size)
     if format.codes == FLOAT:
         return _pack_floats(format, layout, w), 1.0
     if multiplier is None:
         multiplier = scale_multiplier(format, float(np.abs(w).max(initial=0)))
-    return pack(format, layout, *choose(w, format, group_size, multiplier, full_range)), multiplier
+    chosen = choose(w, format, group_size, multiplier, full_range, ratios, importance)
+    return pack(format, layout, *chosen), multiplier
 
 
 def dequantize(
@@ -228,12 +287,5 @@ def dequantize(
         raw = np.frombuffer(data, _FLOATS[format.name]).reshape(layout.panels, -1, PANEL_ROWS, pair).swapaxes(1, 2)
         return ops.to_fp32(raw.reshape(-1, layout.k_padded)[:rows, :k])
     codes, scales, minima = unpack(format, layout, data)
-    if format.codes == CODEBOOK:
-        values = np.array(format.codebook, F32)[codes]
-    else:
-        values = codes.astype(F32) - F32(format.offset)
-    s = np.repeat(scales.astype(F32) * F32(multiplier), layout.group_size, axis=1)
-    out = values * s
-    if format.has_min:
-        out = out + np.repeat(minima.astype(F32) * F32(multiplier), layout.group_size, axis=1)
-    return out[:rows, :k]
+    s, base = (np.repeat(x.astype(F32) * F32(multiplier), layout.group_size, axis=1) for x in (scales, minima))
+    return decode(codes, s, base, format)[:rows, :k]

@@ -10,6 +10,7 @@ using namespace lowbit;
 namespace {
 
 using Matrix = nb::ndarray<nb::ro, nb::ndim<2>, nb::device::cpu>;
+using FloatVector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Ids = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 const Format& format_by_id(int id) {
@@ -104,19 +105,30 @@ void bind_pack(nb::module_& m) {
     m.def(
         "quantize",
         [](ThreadPool& pool, const Matrix& w, int format, int group_size, float multiplier, bool full_range,
-           const MutableBytes& out) {
+           const MutableBytes& out, const std::optional<FloatVector>& ratios, const std::optional<FloatVector>& importance) {
             const Format& f = format_by_id(format);
             const FloatView v = float_view(w);
             check_group_size(group_size);
             check_multiplier(multiplier);
             check_bytes(static_cast<int64_t>(out.size()), layout_of(f, v.rows, v.cols, group_size).bytes, f, v.rows, v.cols);
             check_aligned(out.data(), out.size(), "the output");
+            ClipSearch search;
+            if (ratios) {
+                search.ratios = ratios->data();
+                search.count = static_cast<int>(ratios->size());
+            }
+            if (importance) {
+                if (static_cast<int64_t>(importance->size()) != v.cols)
+                    throw std::invalid_argument("importance has " + std::to_string(importance->size()) +
+                                                " values, the weight has " + std::to_string(v.cols) + " columns");
+                search.importance = importance->data();
+            }
             uint8_t* bytes = out.data();
             nb::gil_scoped_release release;
-            quantize(pool, v, f, group_size, multiplier, full_range, bytes);
+            quantize(pool, v, f, group_size, multiplier, full_range, bytes, search);
         },
         nb::arg("pool"), nb::arg("matrix"), nb::arg("format"), nb::arg("group_size"), nb::arg("multiplier"),
-        nb::arg("full_range"), nb::arg("out"));
+        nb::arg("full_range"), nb::arg("out"), nb::arg("ratios") = nb::none(), nb::arg("importance") = nb::none());
     m.def(
         "dequantize",
         [](ThreadPool& pool, int format, int64_t rows, int64_t k, int group_size, float multiplier, const Bytes& data,

@@ -5,6 +5,7 @@
 
 #include "lowbit/codebooks.h"
 #include "lowbit/half.h"
+#include "code_values.h"
 #include "planes.h"
 
 namespace lowbit {
@@ -103,13 +104,22 @@ void extremes(const float* x, int64_t n, float& low, float& high) {
     high = highs[0];
 }
 
-Scale choose_scale(const Grid& g, const float* x, int64_t n) {
-    Scale s{};
+struct Span {
+    float low = 0, high = 0;  // of a group, divided by the multiplier: a power of two, so exact
+};
+
+Span span_of(const Grid& g, const float* x, int64_t n) {
+    Span s;
     if (n <= 0) return s;
-    float low, high;
-    extremes(x, n, low, high);
-    low /= g.multiplier;  // a power of two: exact, and nothing below over- or underflows
-    high /= g.multiplier;
+    extremes(x, n, s.low, s.high);
+    s.low /= g.multiplier;  // nothing below over- or underflows
+    s.high /= g.multiplier;
+    return s;
+}
+
+Scale choose_scale(const Grid& g, const Span& of, float ratio) {
+    Scale s{};
+    const float low = of.low * ratio, high = of.high * ratio;
     float span;
     if (g.format.has_min) {
         span = high - low;
@@ -190,6 +200,43 @@ void encode(const Grid& g, const Scale& s, const float* x, int64_t n, uint8_t* c
     }
 }
 
+// ---- the clip of a group ----
+
+double squared_error(const Grid& g, const CodeValues& values, const Scale& s, const float* x, int64_t n,
+                     const uint8_t* codes, const float* importance) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        float value = values.value[codes[i]] * s.scale;
+        if (g.format.has_min) value += s.min;
+        const double d = x[i] - value;
+        sum += (importance ? importance[i] : 1.0) * (d * d);
+    }
+    return sum;
+}
+
+// The scale and codes of a group of `size` weights, of which n are the matrix's own; `trial` is room for codes.
+Scale encode_group(const Grid& g, const CodeValues& values, const ClipSearch& search, const float* x, int64_t n,
+                   int64_t size, const float* importance, uint8_t* trial, uint8_t* codes) {
+    const Span span = span_of(g, x, n);
+    if (search.count == 0) {
+        const Scale s = choose_scale(g, span, 1.0f);
+        encode(g, s, x, size, codes);
+        return s;
+    }
+    Scale best{};
+    double least = 0;
+    for (int i = 0; i < search.count; i++) {
+        const Scale s = choose_scale(g, span, search.ratios[i]);
+        encode(g, s, x, size, trial);
+        const double error = squared_error(g, values, s, x, n, trial, importance);
+        if (i > 0 && !(error < least)) continue;
+        least = error;
+        best = s;
+        std::memcpy(codes, trial, size);
+    }
+    return best;
+}
+
 // ---- panels ----
 
 // Work space of one thread: one row as floats, one panel as codes and halves.
@@ -197,9 +244,11 @@ struct Scratch {
     std::vector<float> row;
     std::vector<uint8_t> codes;            // [16][k_padded]
     std::vector<uint16_t> scales, minima;  // [groups][16]
+    std::vector<uint8_t> trial;            // codes of a group
 };
 
-void quantize_panel(const FloatView& w, const Grid& g, const Layout& l, int64_t panel, Scratch& t, uint8_t* out) {
+void quantize_panel(const FloatView& w, const Grid& g, const CodeValues& values, const ClipSearch& search,
+                    const Layout& l, int64_t panel, Scratch& t, uint8_t* out) {
     const int64_t groups = l.k_padded / l.group_size;
     for (int r = 0; r < kPanelRows; r++) {
         const int64_t row = panel * kPanelRows + r;
@@ -213,8 +262,9 @@ void quantize_panel(const FloatView& w, const Grid& g, const Layout& l, int64_t 
         for (int64_t i = 0; i < groups; i++) {
             const int64_t begin = i * l.group_size;
             const int64_t valid = w.cols - begin < l.group_size ? w.cols - begin : l.group_size;
-            const Scale s = choose_scale(g, t.row.data() + begin, valid);
-            encode(g, s, t.row.data() + begin, l.group_size, codes + begin);
+            const float* importance = search.importance ? search.importance + begin : nullptr;
+            const Scale s = encode_group(g, values, search, t.row.data() + begin, valid, l.group_size, importance,
+                                         t.trial.data(), codes + begin);
             t.scales[i * kPanelRows + r] = s.scale_half;
             t.minima[i * kPanelRows + r] = s.min_half;
         }
@@ -298,7 +348,7 @@ float scale_multiplier(const Format& f, float abs_max) {
 }
 
 void quantize(ThreadPool& pool, const FloatView& w, const Format& f, int group_size, float multiplier, bool full_range,
-              uint8_t* out) {
+              uint8_t* out, const ClipSearch& search) {
     const Layout l = layout_of(f, w.rows, w.cols, group_size);
     if (l.bytes == 0) return;  // no rows or no columns; per row, the latter have no group to divide by
     const bool scaled = f.codes != Codes::kFloat;
@@ -309,14 +359,16 @@ void quantize(ThreadPool& pool, const FloatView& w, const Format& f, int group_s
         t.codes.resize(scaled ? l.k_padded * kPanelRows : 0);
         t.scales.resize(halves);
         t.minima.resize(halves);
+        t.trial.resize(search.count && scaled ? l.group_size : 0);
     }
     const Grid g = make_grid(f, multiplier, full_range);
+    const CodeValues values(f);
     pool.run([&](Team& team) {
         const Team::Range panels = team.slice(l.panels);
         Scratch& t = scratch[team.id()];
         for (int64_t p = panels.begin; p < panels.end; p++) {
             if (scaled)
-                quantize_panel(w, g, l, p, t, out + p * l.panel_bytes);
+                quantize_panel(w, g, values, search, l, p, t, out + p * l.panel_bytes);
             else
                 copy_panel(w, f, l, p, t, out + p * l.panel_bytes);
         }

@@ -12,7 +12,7 @@ import pytest
 from lowbit import ops
 from lowbit.models import ModelSpec, Rope
 from models import tiny
-from models.reference import Reference
+from lowbit.reference_decoder import Reference
 
 TIERS = [t for t in ops.tiers() if t != "amx"]
 SPEC = ModelSpec(

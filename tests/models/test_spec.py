@@ -14,7 +14,7 @@ import pytest
 from lowbit import ops
 from lowbit.models import ModelSpec, Rope
 from models import tiny
-from models.reference import Reference
+from lowbit.reference_decoder import Reference
 
 HEADER = Path(__file__).resolve().parents[2] / "native" / "include" / "lowbit" / "spec.h"
 TIERS = [t for t in ops.tiers() if t != "amx"]

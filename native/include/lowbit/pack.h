@@ -13,12 +13,21 @@ float abs_max(ThreadPool& pool, const FloatView& w);
 // by it. 1 for abs_max 0 and for float formats.
 float scale_multiplier(const Format& f, float abs_max);
 
+// A search for the best clip of every group: of the round-to-nearest scales times each ratio, the one with the smallest
+// sum of importance * (weight - value)^2, the first of equals. Summed in double, in the order of k, over the group's own
+// weights. For formats with a minimum, minimum and span are both multiplied by the ratio.
+struct ClipSearch {
+    const float* ratios = nullptr;  // [count], in (0, 1]; none: no search
+    int count = 0;
+    const float* importance = nullptr;  // [cols], finite and >= 0; null: all weights count the same
+};
+
 // Round-to-nearest quantisation of all rows of w into whole panels at `out` (layout_of(f, w.rows, w.cols, group_size).bytes
 // bytes, 64-byte aligned). Rows past w.rows in the last panel get the zero code and scale 0, so a matrix may be
 // packed in chunks of a multiple of 16 rows. full_range false restricts symmetric grids to -(2^(b-1)-1)..2^(b-1)-1 with
 // scale abs_max / (2^(b-1)-1) (ITREX int4_clip). Precondition: w is finite.
 void quantize(ThreadPool& pool, const FloatView& w, const Format& f, int group_size, float multiplier, bool full_range,
-              uint8_t* out);
+              uint8_t* out, const ClipSearch& search = {});
 
 // Exact float values of rows [first_row, first_row + count) as fp32 [count][stride].
 void dequantize(ThreadPool& pool, const PackedView& w, int64_t first_row, int64_t count, float* out, int64_t stride);

@@ -1,12 +1,14 @@
 """A readable numpy interpretation of ModelSpec: the slow version that defines what the native decoder computes.
 
-Everything is float64. One sequence, no cache: logits of all positions from all tokens. `weights` maps canonical names
-(backend/lowbit/models/_spec.py) to arrays; gate_up is in the panel order of the packed layout.
+The native decoder is held to it in float64; calibration runs it in float32, layer by layer, because every linear
+layer's inputs pass through one method here. One sequence, no cache: all positions from all tokens. `weights` maps
+canonical names (models/_spec.py) to arrays; gate_up is in the panel order of the packed layout.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -38,7 +40,7 @@ def rotate(rope: Rope, x: np.ndarray, positions: np.ndarray, long_context: bool)
     use_long = long_context and bool(rope.inv_freq_long)
     scale = rope.scale_long if use_long else rope.scale
     angles = positions[:, None] * np.array(rope.inv_freq_long if use_long else rope.inv_freq)
-    cos, sin = (f(angles)[:, None] * scale for f in (np.cos, np.sin))
+    cos, sin = ((f(angles)[:, None] * scale).astype(x.dtype) for f in (np.cos, np.sin))
     half = rope.dim // 2
     first = slice(0, half) if rope.kind == "half" else slice(0, rope.dim, 2)
     second = slice(half, rope.dim) if rope.kind == "half" else slice(1, rope.dim, 2)
@@ -60,15 +62,24 @@ def as_int8(x: np.ndarray) -> np.ndarray:
 
 
 class Reference:
-    """int8: inputs of linear layers are rounded as by int8 compute."""
+    """int8: inputs of linear layers are rounded as by int8 compute. dtype: of all arithmetic."""
 
-    def __init__(self, spec: ModelSpec, weights: Weights, capacity: int | None = None, int8: bool = False) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: Weights,
+        capacity: int | None = None,
+        int8: bool = False,
+        dtype: type[np.floating] = np.float64,
+    ) -> None:
         self.spec = spec
         self.int8 = int8
-        self.weights = {name: np.asarray(w, np.float64) for name, w in weights.items()}
+        self.dtype = dtype
+        self.weights = {name: np.asarray(w, dtype) for name, w in weights.items()}
         self.capacity = capacity or spec.context
 
     def linear(self, name: str, x: np.ndarray) -> np.ndarray:
+        """Returns the output [tokens, out] of a linear layer for its input [tokens, in]."""
         x = as_int8(x) if self.int8 else x
         return x @ self.weights[f"{name}.weight"].T + self.weights.get(f"{name}.bias", 0.0)
 
@@ -102,26 +113,26 @@ class Reference:
             rope = s.ropes[s.layer_rope[i]]
             long_context = self.capacity > rope.long_from
             q, k = (rotate(rope, t, positions, long_context) for t in (q, k))
-        scale = np.full(n, s.attention_scale or 1 / math.sqrt(s.head_dim))
+        scale = np.full(n, s.attention_scale or 1 / math.sqrt(s.head_dim), self.dtype)
         if s.layer_attention_scale:
             scale *= s.layer_attention_scale[i]
         if s.attention_logn_from:
-            scale *= np.maximum(1, np.log(positions + 1) / math.log(s.attention_logn_from))
+            scale *= np.maximum(1, np.log(positions + 1) / math.log(s.attention_logn_from)).astype(self.dtype)
         group = s.heads // s.kv_heads
-        scores = np.einsum("qhd,khd->hqk", q * scale[:, None, None], np.repeat(k, group, axis=1))
+        q, k, v = (t.swapaxes(0, 1) for t in (q * scale[:, None, None], *(np.repeat(t, group, axis=1) for t in (k, v))))
+        scores = q @ k.swapaxes(1, 2)  # [heads, queries, keys]
         if s.attention_softcap:
             scores = s.attention_softcap * np.tanh(scores / s.attention_softcap)
         distance = positions[:, None] - positions[None, :]
         if s.alibi_slopes:
-            scores = scores - np.array(s.alibi_slopes)[:, None, None] * distance
+            scores = scores - np.array(s.alibi_slopes, self.dtype)[:, None, None] * distance
         seen = distance >= 0
         if s.layer_window and s.layer_window[i]:
             seen &= distance < s.layer_window[i]
         scores = np.where(seen, scores, -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
-        out = np.einsum("hqk,khd->qhd", weights, np.repeat(v, group, axis=1))
-        return self.linear(f"layers.{i}.o", out.reshape(n, -1))
+        return self.linear(f"layers.{i}.o", (weights @ v).swapaxes(0, 1).reshape(n, -1))
 
     def ffn(self, i: int, x: np.ndarray) -> np.ndarray:
         s, f = self.spec, ACTIVATIONS[self.spec.activation]
@@ -132,6 +143,7 @@ class Reference:
         return self.linear(f"layers.{i}.down", f(gate) * up)
 
     def layer(self, i: int, x: np.ndarray) -> np.ndarray:
+        """Returns what leaves a layer, [tokens, hidden], for what enters it."""
         s, at = self.spec, f"layers.{i}"
         post = s.norm_place == "post"
 
@@ -152,10 +164,10 @@ class Reference:
         ffn = self.ffn(i, entered if s.residual == "parallel_shared" else before("ffn", x))
         return added("ffn", added("attention", x, attention), ffn)
 
-    def logits(self, tokens: list[int]) -> np.ndarray:
-        """Returns logits float64 [len(tokens), vocab]."""
+    def embed(self, tokens: Sequence[int], rows: np.ndarray | None = None) -> np.ndarray:
+        """Returns what enters the first layer, [tokens, hidden]; rows: of the embedding, for these tokens."""
         s, w = self.spec, self.weights
-        x = w["embedding.weight"][tokens]
+        x = w["embedding.weight"][list(tokens)] if rows is None else np.asarray(rows, self.dtype)
         if "embedding_in.weight" in w:
             x = self.linear("embedding_in", x)
         x = x * s.embedding_scale
@@ -163,6 +175,12 @@ class Reference:
             x = x + w["position_embedding.weight"][np.arange(len(tokens)) + s.learned_position_offset]
         if "embedding_norm.weight" in w:
             x = self.norm("embedding_norm", x)
+        return x
+
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        """Returns logits [len(tokens), vocab]."""
+        s, w = self.spec, self.weights
+        x = self.embed(tokens)
         for i in range(s.layers):
             x = self.layer(i, x)
         if s.final_norm:
