@@ -18,16 +18,18 @@ import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lowbit import checkpoint, models
+from lowbit.calibration import Quantiser, Weights, finish, importance_of, quantise_layers
 from lowbit.checkpoint import CONFIG, GENERATION_CONFIG, LoadedModel, read_json
 from lowbit.formats import FLOAT, Choice, resolve
 from lowbit.models._spec import AnySpec, EncoderSpec, Family, ModelSpec, ModuleSpec, Recipe
 from lowbit.ops import BF16, to_fp32
 from lowbit.packed import PackedTensor
-from lowbit.quantize import quantize_rows
+from lowbit.quantize import CLIP_RATIOS, quantize_rows
 from lowbit.runtime import Resolved, Runtime
 from lowbit.sources import Source, hub, open_source
 from lowbit.sources._foreign import refuse_foreign
 from lowbit.sources.gather import Gathered, gather
+from lowbit.tokenizer import Tokenizer
 
 __all__ = ["LoadedModel", "load_model"]
 
@@ -61,6 +63,7 @@ def load_model(
     tokenizer_id: str | os.PathLike | None = None,
     saved_only: bool = False,
     verify: bool | None = None,
+    quantiser: Quantiser | str | None = None,
     task: str = "text",
 ) -> LoadedModel:
     """Returns the model of a hub id, a local Hugging Face folder or a low-bit folder, weights packed and in memory.
@@ -72,18 +75,22 @@ def load_model(
     accepted because callers pass it; no code of a checkpoint is ever run. A low-bit folder is opened as it was saved;
     arguments that ask for something else raise. tokenizer_id: hub id or folder to take the tokenizer from instead.
     saved_only: accept a low-bit folder only, so that nothing is quantised by mistake. verify: whether every byte of a
-    low-bit folder is checked (None: up to a size, see checkpoint.load). task: what the model is for, "text", "embed" or
-    "rerank"; a model that cannot do it is refused before its weights are read.
+    low-bit folder is checked (None: up to a size, see checkpoint.load). quantiser: how weights are rounded (None: to
+    nearest; see calibration.Quantiser for AWQ, GPTQ, TEQ, clip search and importance matrices). task: what the model is
+    for, "text", "embed" or "rerank"; a model that cannot do it is refused before its weights are read.
 
     Raises FileNotFoundError, PermissionError or ValueError that name the file or tensor, the cause and the fix.
     """
     access = hub.Access(cache_dir, token, local_files_only, show_progress)
     formats = _Formats.choose(low_bit, group_size, modules_to_not_convert, head_format, embedding_format)
+    quantiser = Quantiser(quantiser) if isinstance(quantiser, str) else quantiser or Quantiser()
     tokenizer_files, tokenizer_name = _tokenizer(tokenizer_id, access)
     location = hub.locate(id_or_path, revision, access)
     config = _read_config(location.folder)
     if checkpoint.is_low_bit(config):
         _refuse_other_formats(formats, config, location.folder, TASKS[task])
+        if quantiser != Quantiser():
+            raise ValueError(f"{location.folder} is quantised already; give the original model to use a quantiser on")
         saved = checkpoint.load(hub.fetch_weights(location, access).folder, verify)
         _refuse_other_tasks(saved.spec, task, location.folder, saved.embedding_files)
         if not tokenizer_files:
@@ -99,10 +106,12 @@ def load_model(
     embedding_files = _matching(location.folder, hub.EMBEDDING_FILES)
     _refuse_other_tasks(family.spec, task, location.folder, embedding_files)
     location = hub.fetch_weights(location, access)
+    tokenizer_files = tokenizer_files or _matching(location.folder, hub.TOKENIZER_FILES)
+    sequences = _calibration(quantiser, family.spec, tokenizer_files)
     source = open_source(location.folder)
     try:
         pool = (runtime or Runtime()).resolve().pool
-        tensors = _convert(family, source, location.folder, formats, pool, show_progress)
+        tensors = _convert(family, source, location.folder, formats, quantiser, sequences, pool, show_progress)
     finally:
         source.close()
     generation = location.folder / GENERATION_CONFIG
@@ -112,9 +121,9 @@ def load_model(
         tensors=tensors,
         config=config,
         generation_config=read_json(generation) if generation.exists() else {},
-        tokenizer_files=tokenizer_files or _matching(location.folder, hub.TOKENIZER_FILES),
+        tokenizer_files=tokenizer_files,
         provenance={"source": name, "revision": location.revision, **tokenizer_name},
-        quantization=formats.to_dict(),
+        quantization=formats.to_dict() | ({} if quantiser == Quantiser() else {"quantiser": quantiser.to_dict()}),
         embedding_files=embedding_files,
         notices=_matching(location.folder, hub.NOTICES),
     )
@@ -208,27 +217,83 @@ class _Formats:
 
 
 def _convert(
-    family: Family, source: Source, folder: Path, formats: _Formats, pool: Any, show_progress: bool
+    family: Family,
+    source: Source,
+    folder: Path,
+    formats: _Formats,
+    quantiser: Quantiser,
+    sequences: list[list[int]],
+    pool: Any,
+    show_progress: bool,
 ) -> dict[str, PackedTensor | np.ndarray]:
     """Returns all tensors of a model. All are looked up before one is converted, so that errors come early."""
     gathered = [gather(recipe, source) for recipe in _located(family, source, folder)]
     for g in gathered:
         _check_shape(g, family.spec)
     tied_head = isinstance(family.spec, ModelSpec) and family.spec.tied_head
-    choices = [None if g.recipe.kind == "vector" else formats.of(g, tied_head) for g in gathered]
+    choices = {g.recipe.name: formats.of(g, tied_head) for g in gathered if g.recipe.kind != "vector"}
     _warn_of_unused(formats.kept, gathered, tied_head)
-    total = sum(g.nbytes for g in gathered)
     tensors: dict[str, PackedTensor | np.ndarray] = {}
+    if sequences:
+        assert isinstance(family.spec, ModelSpec)  # _calibration has refused others
+        weights = _weights(gathered)
+
+        def choice_of(name: str) -> tuple[Choice, int | None]:
+            return choices[name], formats.group_of(choices[name])
+
+        layers = quantise_layers(family.spec, weights, choice_of, quantiser, sequences, pool, show_progress)
+        tensors.update(layers)
+        gathered = [g for g in gathered if g.recipe.name not in tensors]
+    clips, importance = CLIP_RATIOS if quantiser.clips else None, importance_of(quantiser)
+    total = sum(g.nbytes for g in gathered)
     with tqdm(total=total, unit="B", unit_scale=True, desc="Loading", disable=not show_progress) as bar:
-        for g, choice in zip(gathered, choices, strict=True):
-            if choice is None:
-                tensors[g.recipe.name] = _vector(g)
+        for g in gathered:
+            name = g.recipe.name
+            if name not in choices:
+                tensors[name] = _vector(g)
             else:
-                group = formats.group_of(choice)
-                tensors[g.recipe.name] = quantize_rows(g.read, g.shape, choice, group, name=g.where, pool=pool)
+                choice = choices[name]
+                counts = importance(name.removesuffix(".weight")) if choice.format.codes != FLOAT else None
+                tensors[name] = packed = quantize_rows(
+                    g.read, g.shape, choice, formats.group_of(choice), clip_ratios=clips, importance=counts,
+                    name=g.where, pool=pool,
+                )  # fmt: skip
+                finish(packed, quantiser)
             g.release()
             bar.update(g.nbytes)
     return tensors
+
+
+def _calibration(
+    quantiser: Quantiser, spec: ModelSpec | EncoderSpec, tokenizer_files: dict[str, Path]
+) -> list[list[int]]:
+    """Returns the calibration text as token ids, none for a quantiser without. ValueError for models it is not for."""
+    if not quantiser.needs_layers:
+        return []
+    if not isinstance(spec, ModelSpec):
+        raise ValueError(
+            f"calibration is for language models; this is an embedder ({spec.family}), which takes rtn without text"
+        )
+
+    def encode(text: str) -> Sequence[int]:
+        return Tokenizer.from_files(tokenizer_files).encode(text)
+
+    return quantiser.sequences(encode, spec.context, spec.vocab_size)
+
+
+def _weights(gathered: Sequence[Gathered]) -> Weights:
+    """Returns the checkpoint as calibration reads it; a tensor's pages are given back after each reading."""
+    by_name = {g.recipe.name: g for g in gathered}
+
+    def read(name: str) -> np.ndarray:
+        values = _vector(by_name[name])
+        by_name[name].release()
+        return values
+
+    def rows(name: str, ids: np.ndarray) -> np.ndarray:
+        return np.stack([to_fp32(by_name[name].read(i, i + 1))[0] for i in map(int, ids)])
+
+    return Weights(frozenset(by_name), read, rows)
 
 
 def _located(family: Family, source: Source, folder: Path) -> tuple[Recipe, ...]:
@@ -294,6 +359,7 @@ def _check_shape(gathered: Gathered, spec: ModelSpec | EncoderSpec) -> None:
 
 
 def _vector(gathered: Gathered) -> np.ndarray:
+    """Returns a whole tensor as float32. Raises ValueError naming it when it is not finite."""
     vector = np.array(to_fp32(gathered.read(0, gathered.rows)), np.float32)  # a copy: the source is closed later
     if not np.isfinite(vector).all():
         raise ValueError(f"{gathered.where} holds NaN or infinite values; the checkpoint is damaged: download it again")

@@ -19,8 +19,8 @@ from lowbit.packed import PANEL_ROWS, PackedTensor, layout_of
 # What a float format can hold before it rounds to infinity; scaled formats keep scale * code finite in fp32.
 _LARGEST = {"fp16": 65504.0, "bf16": 3.3895313892515355e38}
 _LARGEST_SCALED = 2.0**127
-# What ITREX's mse_range searches: from the whole range of a group down to 0.805 of it. The whole comes first, so that it
-# wins among equals.
+# What ITREX's mse_range searches: from the whole range of a group down to 0.805 of it. The whole comes first, so that
+# it wins among equals.
 CLIP_RATIOS = tuple(round(1 - 0.005 * i, 3) for i in range(40))
 CHUNK_BYTES = 64 << 20  # of source weights read at a time: fits beside any model, long enough to hide seeks
 
@@ -42,8 +42,8 @@ def quantize(
     weight is float32, float16 or bf16 (ops.BF16 or ml_dtypes.bfloat16). group_size None is the format name's own or the
     default of 64; -1 or 0 is one scale per row. full_range False leaves out the most negative code of symmetric grids;
     None is what the format name implies. clip_ratios (such as CLIP_RATIOS): each group takes the ratio of its range
-    with the least squared error, errors of column k counting importance[k] times. Raises ValueError naming the tensor when it holds NaN or infinity or exceeds
-    what the format can hold.
+    with the least squared error, errors of column k counting importance[k] times. Raises ValueError naming the tensor
+    when it holds NaN or infinity or exceeds what the format can hold.
 
     >>> quantize(np.ones((16, 64), np.float32), "sym_int4").data.nbytes
     1088

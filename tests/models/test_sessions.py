@@ -11,8 +11,8 @@ import pytest
 
 from lowbit import ops
 from lowbit.models import ModelSpec, Rope
-from models import tiny
 from lowbit.reference_decoder import Reference
+from models import tiny
 
 TIERS = [t for t in ops.tiers() if t != "amx"]
 SPEC = ModelSpec(

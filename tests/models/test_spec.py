@@ -13,8 +13,8 @@ import pytest
 
 from lowbit import ops
 from lowbit.models import ModelSpec, Rope
-from models import tiny
 from lowbit.reference_decoder import Reference
+from models import tiny
 
 HEADER = Path(__file__).resolve().parents[2] / "native" / "include" / "lowbit" / "spec.h"
 TIERS = [t for t in ops.tiers() if t != "amx"]
