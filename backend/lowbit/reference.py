@@ -88,9 +88,9 @@ def choose(
     w[:, :k] = weight
     w = w.reshape(shape)
     real = (np.arange(layout.k_padded) < k).reshape(groups, layout.group_size)
-    counts = np.zeros(layout.k_padded)  # how much the error of each column counts
-    counts[:k] = 1 if importance is None else importance
-    counts = counts.reshape(groups, layout.group_size)
+    by_column = np.zeros(layout.k_padded)  # how much the error of each column counts
+    by_column[:k] = 1 if importance is None else importance
+    counts = by_column.reshape(groups, layout.group_size)
     empty = ~real.any(axis=1)
     low = np.where(empty, 0, np.where(real, w, np.inf).min(axis=2, initial=np.inf)).astype(F32) / F32(multiplier)
     high = np.where(empty, 0, np.where(real, w, -np.inf).max(axis=2, initial=-np.inf)).astype(F32) / F32(multiplier)

@@ -1,7 +1,8 @@
 """Where a factor on the inputs of a linear layer can hide: in the weights of what produces them.
 
 W x = (W diag(s)) (x / s): the columns of W are multiplied by s, and what makes x is divided by it, so the model
-computes the same and needs nothing new at run time. Knows for every place of a ModelSpec whether that is possible and how.
+computes the same and needs nothing new at run time. Knows for every place of a ModelSpec whether that is possible and
+how.
 """
 
 from __future__ import annotations
