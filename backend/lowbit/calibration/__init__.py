@@ -43,9 +43,9 @@ class Quantiser:
     algorithm: "rtn" (nearest), "awq", "teq" or "gptq". clip_search: each group takes the share of its range, 1 to
     0.805, with the least squared error (ITREX's mse_range); awq, teq and gptq always do. calibration: texts or
     sequences of token ids that the model reads; rtn uses them to weigh errors. imatrix: file of llama.cpp to weigh
-    errors by instead (rtn). tokens, length: at most so many calibration tokens, in sequences of at most that length. damp,
-    act_order: of GPTQ. double_quant: type the scales are rounded to, None for no rounding. seed: of the sampling of
-    inputs.
+    errors by instead (rtn). tokens, length: at most so many calibration tokens, in sequences of at most that length.
+    damp, act_order: of GPTQ. double_quant: type the scales are rounded to, None for no rounding. seed: of the sampling
+    of inputs.
     """
 
     DOUBLE_QUANT: ClassVar[tuple[str, ...]] = DOUBLE_QUANT_TYPES
