@@ -7,6 +7,7 @@
 
 #include "bind.h"
 #include "lowbit/linear.h"
+#include "lowbit/peak.h"
 #include "lowbit/read_lines.h"
 
 using namespace lowbit;
@@ -81,9 +82,36 @@ std::pair<double, double> linear_seconds(ThreadPool& pool, int tier, int compute
     return times.stop();
 }
 
+// Register-only multiply-adds per second of all threads in the instruction a tier's products are made of.
+std::pair<double, double> peak_rate(ThreadPool& pool, int tier, int compute, double seconds) {
+    const bool vnni = cpu_features().avx_vnni && tier == static_cast<int>(Tier::avx2), fp32 = compute == 1;
+    kernels_of(tier);  // throws where the tier is not available
+    const Peak peak = tier >= static_cast<int>(Tier::avx512) && tier <= static_cast<int>(Tier::amx)
+                          ? (fp32 ? avx512::peak_fp32 : avx512::peak_int8)
+                      : tier == 0 ? throw std::invalid_argument("the scalar tier has no such loop")
+                      : fp32      ? avx2::peak_fp32
+                      : vnni      ? avx2::peak_int8_vnni
+                                  : avx2::peak_int8;
+    nb::gil_scoped_release release;
+    Times times(pool.size());
+    std::vector<int64_t> done(static_cast<size_t>(pool.size()));
+    pool.run([&](Team& team) {
+        times.member(team, [&] {
+            const double end = clock_seconds(CLOCK_THREAD_CPUTIME_ID) + seconds;
+            while (clock_seconds(CLOCK_THREAD_CPUTIME_ID) < end) done[static_cast<size_t>(team.id())] += peak(10000);
+        });
+    });
+    double total = 0;
+    for (const int64_t n : done) total += static_cast<double>(n);
+    const auto [wall, cpu] = times.stop();
+    return {total / wall, total / cpu};
+}
+
 }  // namespace
 
 void bind_bench(nb::module_& m) {
+    m.def("peak_rate", &peak_rate, nb::arg("pool"), nb::arg("tier"), nb::arg("compute"), nb::arg("seconds"),
+          "Multiply-adds per second (wall time, CPU time) of all threads, in registers alone, for about `seconds` each.");
     m.def("read_seconds", &read_seconds, nb::arg("pool"), nb::arg("data"), nb::arg("streams"), nb::arg("ahead"),
           "(wall seconds, CPU seconds of the slowest thread) to read `data` (64-byte aligned) once with all threads.");
     m.def("linear_seconds", &linear_seconds, nb::arg("pool"), nb::arg("tier"), nb::arg("compute"), nb::arg("format"),

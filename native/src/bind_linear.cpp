@@ -127,7 +127,10 @@ KernelTable avx2_without_vnni() {
     KernelTable table = kernel_table(Tier::avx2);
     const LinearKernels plain = avx2::linear_kernels_without_vnni();
     for (int i = 0; i < 16; i++)
-        if (plain.int8[i]) table.linear.int8[i] = plain.int8[i];
+        if (plain.int8[i]) {
+            table.linear.int8[i] = plain.int8[i];
+            table.linear.int8_many[i] = plain.int8_many[i];
+        }
     return table;
 }
 

@@ -26,6 +26,8 @@ void overlay(LinearKernels& l, const LinearKernels& u) {
     for (int i = 0; i < 16; i++) {
         take(l.int8[i], u.int8[i]);
         take(l.fp32[i], u.fp32[i]);
+        take(l.int8_many[i], u.int8_many[i]);
+        take(l.fp32_many[i], u.fp32_many[i]);
     }
     take(l.quantize_row, u.quantize_row);
 }

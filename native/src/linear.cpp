@@ -17,22 +17,40 @@ int64_t stored_rows(int64_t m) {
 // k = 4096, stay in L2 next to the activations.
 constexpr int64_t kPanelGroup = 4;
 
-// Runs `kernel` over this member's panels, kMaxKernelRows rows at a time.
-template <class Kernel, class Rows>
-void run(Team& team, Kernel kernel, const PackedView& w, const Rows& x, float* y, int64_t y_stride) {
-    const Team::Range mine = team.slice(w.layout.panels, kPanelGroup);
-    const int64_t step = x.m <= kMaxKernelRows ? mine.end - mine.begin : kPanelGroup;
+// From this number of rows on, unpacking the weights before use pays.
+constexpr int64_t kManyRows = 16;
+
+// Rows that are multiplied with one panel group before the next: what they read (2 MB for k = 4096) stays near.
+constexpr int64_t kSweepRows = 512;
+
+// The panels of y that a member of the team computes.
+Team::Range share(const Team& team, const PackedView& w) { return team.slice(w.layout.panels, kPanelGroup); }
+
+// Runs the kernels over this member's panels: as many rows as there are full blocks of by `many` (null: none), what remains
+// by `few`, kMaxKernelRows rows at a time.
+template <class Few, class Many, class Rows>
+void run(Team& team, Few few, Many many, const PackedView& w, const Rows& x, float* y, int64_t y_stride) {
+    const Team::Range mine = share(team, w);
+    int64_t done = 0;
+    if (many && x.m >= kManyRows) {
+        alignas(kLine) uint8_t scratch[kManyScratch];
+        const int64_t full = x.m / kMaxKernelRows * kMaxKernelRows;
+        for (; done < full; done = std::min(full, done + kSweepRows))
+            many(w, mine.begin, mine.end - mine.begin, x, done, std::min(kSweepRows, full - done), y + done * y_stride, y_stride,
+                 scratch);
+    }
+    const int64_t step = x.m - done <= kMaxKernelRows ? mine.end - mine.begin : kPanelGroup;
     for (int64_t p = mine.begin; p < mine.end; p += step) {
         const int64_t panels = std::min(step, mine.end - p);
-        for (int64_t row = 0; row < x.m; row += kMaxKernelRows) {
+        for (int64_t row = done; row < x.m; row += kMaxKernelRows) {
             const int m = static_cast<int>(std::min<int64_t>(kMaxKernelRows, x.m - row));
-            kernel(w, p, panels, x, row, m, y + row * y_stride, y_stride);
+            few(w, p, panels, x, row, m, y + row * y_stride, y_stride);
         }
     }
 }
 
 void add_bias(Team& team, const PackedView& w, const float* bias, int64_t m, float* y, int64_t y_stride) {
-    const Team::Range mine = team.slice(w.layout.panels, kPanelGroup);  // the columns this member has just written
+    const Team::Range mine = share(team, w);
     const int64_t end = std::min(mine.end * kPanelRows, w.layout.rows);
     for (int64_t row = 0; row < m; row++)
         for (int64_t n = mine.begin * kPanelRows; n < end; n++) y[row * y_stride + n] += bias[n];
@@ -91,10 +109,11 @@ void prepare_input(Team& team, const KernelTable& kernels, LinearInput& input) {
 void linear(Team& team, const KernelTable& kernels, const PackedView& w, const float* bias, const LinearInput& x, float* y,
             int64_t y_stride) {
     const int id = static_cast<int>(w.format->id);
-    if (x.compute == Compute::int8 && kernels.linear.int8[id])
-        run(team, kernels.linear.int8[id], w, x.quantized, y, y_stride);
+    const LinearKernels& k = kernels.linear;
+    if (x.compute == Compute::int8 && k.int8[id])
+        run(team, k.int8[id], k.int8_many[id], w, x.quantized, y, y_stride);
     else
-        run(team, kernels.linear.fp32[id], w, x.rows, y, y_stride);
+        run(team, k.fp32[id], k.fp32_many[id], w, x.rows, y, y_stride);
     if (bias) add_bias(team, w, bias, x.rows.m, y, y_stride);
 }
 

@@ -48,9 +48,19 @@ using LinearInt8 = void (*)(const PackedView& w, int64_t first_panel, int64_t pa
 using LinearFp32 = void (*)(const PackedView& w, int64_t first_panel, int64_t panels, const FloatRows& x,
                             int64_t first_row, int m, float* y, int64_t y_stride);
 
+// The same for any multiple of kMaxKernelRows rows, equal to the last bit; `scratch` has kManyScratch bytes, 64-byte aligned.
+inline constexpr int kManyGroup = 256;  // largest group_size but per row
+inline constexpr int64_t kManyScaleBytes = 2 * 3 * kPanelRows * 16 * 4, kManyScratch = kManyScaleBytes + 3 * kPanelRows * kManyGroup * 4;
+using LinearInt8Many = void (*)(const PackedView& w, int64_t first_panel, int64_t panels, const QuantizedRows& x,
+                                int64_t first_row, int64_t m, float* y, int64_t y_stride, uint8_t* scratch);
+using LinearFp32Many = void (*)(const PackedView& w, int64_t first_panel, int64_t panels, const FloatRows& x,
+                                int64_t first_row, int64_t m, float* y, int64_t y_stride, uint8_t* scratch);
+
 struct LinearKernels {
     LinearInt8 int8[16];  // by FormatId; null in every tier = the format has no int8 compute
     LinearFp32 fp32[16];
+    LinearInt8Many int8_many[16];  // null in every tier = rows go through the kernels above
+    LinearFp32Many fp32_many[16];
     // Quantises k floats of one row as QuantizedRows describes, padding with zeros up to k_padded (a multiple of 32): four codes
     // every 4 * width bytes, a scale and a sum every width elements.
     void (*quantize_row)(const float* x, int64_t k, int64_t k_padded, int width, int8_t* codes, float* scales, int32_t* sums);

@@ -9,6 +9,7 @@ constexpr int64_t kPrefetchBytes = 2048;
 constexpr int int8_panels(int m) { return m <= 2 ? 4 : m <= 4 ? 2 : 1; }
 
 inline Quad load_quad(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+inline void store_quad(uint8_t* p, Quad v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
 inline Quad low_nibble(Quad v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
 inline Quad high_nibble(Quad v) { return _mm256_and_si256(_mm256_srli_epi16(v, 4), _mm256_set1_epi8(15)); }
 template <int i>
@@ -49,6 +50,7 @@ inline Ints minus_offset(const int32_t* sum) {
 }
 
 inline Floats zero() { return _mm256_setzero_ps(); }
+inline Floats load(const float* p) { return _mm256_loadu_ps(p); }
 inline Floats broadcast(const float* p) { return _mm256_set1_ps(*p); }
 inline Floats load_halves(const uint8_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
 inline Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }

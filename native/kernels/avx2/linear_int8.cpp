@@ -61,10 +61,23 @@ struct Dot {
 
 #include "shared/int8-inl.h"
 
+constexpr int kTileRows = 2;
+#include "shared/many-inl.h"
+
+// Formats of large signed weights all go to int32 at once.
+template <FormatId id>
+constexpr FormatId kLike = kSigned<id> && Dot<id>::run == 1 ? FormatId::sym_int8 : id;
+
+#include "shared/int8_tile-inl.h"
+
+#include "shared/int8_many-inl.h"
+
 }  // namespace
 
 void add_int8(LinearKernels& k) {
-#define X(name, ...) add_int8_format<FormatId::name>(k);
+#define X(name, ...)                       \
+    add_int8_format<FormatId::name>(k);    \
+    add_int8_many_format<FormatId::name>(k);
     LOWBIT_FORMATS(X)
 #undef X
 }

@@ -36,10 +36,22 @@ struct Dot {
 
 #include "shared/int8-inl.h"
 
+constexpr int kTileRows = 4;
+#include "shared/many-inl.h"
+
+template <FormatId id>
+constexpr FormatId kLike = kFormat<id>.has_min ? FormatId::asym_int4 : kOffset<id> == 128 ? FormatId::sym_int8 : id;
+
+#include "shared/int8_tile-inl.h"
+
+#include "shared/int8_many-inl.h"
+
 }  // namespace
 
 void add_int8_vnni(LinearKernels& k) {
-#define X(name, ...) add_int8_format<FormatId::name>(k);
+#define X(name, ...)                       \
+    add_int8_format<FormatId::name>(k);    \
+    add_int8_many_format<FormatId::name>(k);
     LOWBIT_FORMATS(X)
 #undef X
 }

@@ -8,6 +8,7 @@ constexpr int kLanes = 16;
 constexpr int64_t kPrefetchBytes = 1024;  // 2 threads, int4 and nf4: 91-96 % of the read rate; 2048: 88 %, 512: 78-84 %
 
 inline Quad load_quad(const uint8_t* p) { return _mm512_loadu_si512(p); }
+inline void store_quad(uint8_t* p, Quad v) { _mm512_storeu_si512(p, v); }
 inline Quad low_nibble(Quad v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
 inline Quad high_nibble(Quad v) { return _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15)); }
 template <int i>
@@ -29,6 +30,7 @@ inline Quad broadcast_four(const int8_t* x) {
 }
 
 inline Floats zero() { return _mm512_setzero_ps(); }
+inline Floats load(const float* p) { return _mm512_loadu_ps(p); }
 inline Floats broadcast(const float* p) { return _mm512_set1_ps(*p); }
 inline Floats load_halves(const uint8_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
 inline Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }

@@ -64,10 +64,17 @@ inline Floats wide_float(const uint8_t* atom, int) {
 
 #include "shared/fp32-inl.h"
 
+constexpr int kTileRows = 8;
+#include "shared/many-inl.h"
+
+#include "shared/fp32_many-inl.h"
+
 }  // namespace
 
 void add_fp32(LinearKernels& k) {
-#define X(name, ...) add_fp32_format<FormatId::name>(k);
+#define X(name, ...)                       \
+    add_fp32_format<FormatId::name>(k);    \
+    add_fp32_many_format<FormatId::name>(k);
     LOWBIT_FORMATS(X)
 #undef X
 }
