@@ -113,6 +113,31 @@ def test_results_depend_on_neither_threads_nor_batch(name, compute, tier):
         assert np.array_equal(linear(w, x[first:last], tier, compute), alone[first:last])
 
 
+@pytest.mark.parametrize(("name", "compute"), CASES)
+@pytest.mark.parametrize("tier", FAST)
+def test_many_rows_equal_few_rows_bit_for_bit(name, compute, tier):
+    """16 rows and more go through kernels of their own: several blocks of k, strips of 1 to 4 panels, ragged rows."""
+    shapes = [(32, 16, 530, 16), (64, 33, 700, 17), (128, 47, 1100, 31), (256, 64, 1030, 24), (0, 70, 1300, 43)]
+    for group_size, rows, k, m in shapes:
+        w, x = random_packed(name, rows, k, group_size, seed=k), activations(m, k)
+        few = [linear(w, x[i : i + 8], tier, compute) for i in range(0, m, 8)]
+        assert np.array_equal(linear(w, x, tier, compute), np.concatenate(few))
+
+
+@pytest.mark.parametrize("tier", FAST)
+@pytest.mark.parametrize("at", ["start", "end"])
+def test_many_rows_touch_nothing_outside_the_operands(at, tier):
+    for name, compute in CASES:
+        w, m = random_packed(name, 50, 600, 64), 19
+        x = np.zeros((m, w.layout["k_padded"]), np.float32)
+        x[:, : w.k] = activations(m, w.k)
+        y = guarded(np.zeros((m, 16 * w.layout["panels"]), np.float32), at)
+        scratch = guarded(np.zeros(n.linear_input_bytes(m, x.shape[1]), np.uint8), at)
+        native = (*w.native[:5], guarded(w.data, at))
+        n.linear_into(POOL, TIERS[tier], COMPUTE[compute], *native, guarded(x, at), scratch, y)
+        assert np.array_equal(y[:, : w.rows], linear(w, x[:, : w.k], tier, compute))
+
+
 @pytest.mark.parametrize("name", INT8)
 @pytest.mark.parametrize("tier", TIERS)
 def test_largest_codes_do_not_saturate(name, tier):
