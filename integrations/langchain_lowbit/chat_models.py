@@ -12,11 +12,12 @@ from contextlib import aclosing, closing
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel
+from langchain_core.language_models import BaseChatModel, ModelProfile
 from langchain_core.language_models.base import LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import get_config_list
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import AliasChoices, ConfigDict, Field, model_validator
@@ -26,7 +27,7 @@ from langchain_lowbit._messages import template_messages
 from langchain_lowbit._model import LowBitModel
 from lowbit import chat, tool_calls
 from lowbit.sampling import merge
-from lowbit.text import Completion
+from lowbit.text import Completion, TextModel
 from lowbit.tool_calls import CallReader
 
 logger = logging.getLogger(__name__)
@@ -96,6 +97,41 @@ class ChatIpexLLM(LowBitModel, BaseChatModel):
     @property
     def _llm_type(self) -> str:
         return "chat-ipex-llm"
+
+    @property
+    def model_name(self) -> str:
+        """The model's id, by the name that agents look for."""
+        return self.model_id
+
+    def _resolve_model_profile(self) -> ModelProfile | None:
+        """What agents and middleware ask of a model, for example when to summarise a conversation."""
+        model = self.model.model if isinstance(self.model, LowBitModel) else self.model
+        if not isinstance(model, TextModel):
+            return None
+        inputs = {f"{kind}_inputs": False for kind in ("image", "image_url", "pdf", "audio", "video")}
+        return ModelProfile(
+            max_input_tokens=model.context,
+            text_inputs=True,
+            text_outputs=True,
+            tool_calling=True,
+            **inputs,  # type: ignore[typeddict-item]
+        )
+
+    def get_num_tokens_from_messages(self, messages: Sequence[BaseMessage], tools: Sequence[Any] | None = None) -> int:
+        """Returns how many tokens a conversation is as a prompt, with the tools that would be bound to it.
+
+        A part of one that the template refuses (an answer without its question) counts as its bare texts: that is what
+        `trim_messages` asks about.
+        """
+        definitions = [convert_to_openai_tool(tool) for tool in tools or ()]
+        parts = template_messages(messages)
+        try:
+            turn = chat.turn(
+                self._loaded, parts, template=self.template, tools=definitions, **self.template_kwargs or {}
+            )
+        except ValueError:
+            return sum(self.get_num_tokens(part["content"]) for part in parts)
+        return len(turn.prompt)
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
@@ -204,6 +240,42 @@ class ChatIpexLLM(LowBitModel, BaseChatModel):
                 if run_manager:
                     await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
+
+    # ---- several conversations: all of them wait at once, and what waits at once is decoded together ----
+
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """Returns the answers to several conversations, in their order, decoded together."""
+        configs = self._at_once(config, len(inputs))
+        return super().batch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
+
+    async def abatch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any | None,
+    ) -> list[AIMessage]:
+        """Returns what `batch` returns without blocking the event loop."""
+        configs = self._at_once(config, len(inputs))
+        return await super().abatch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
+
+    def _at_once(self, config: RunnableConfig | list[RunnableConfig] | None, count: int) -> list[RunnableConfig]:
+        """As many at a time as the model decodes together, where the caller names no number."""
+        configs = get_config_list(config, count)
+        if self.model is not None:
+            for given in configs:
+                given.setdefault("max_concurrency", self.model.generator.max_batch)
+        return configs
+
+    # ---- answers ----
 
     def _answer(self, reader: CallReader | None) -> Answer:
         return Answer(self.model_id or "lowbit", reader)

@@ -1,6 +1,7 @@
 """ChatIpexLLM over a toy engine: messages to prompts, answers to messages, streams, metadata, errors."""
 
 import asyncio
+import threading
 
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler
@@ -11,6 +12,7 @@ from langchain_core.messages import (
     RemoveMessage,
     SystemMessage,
     ToolMessage,
+    trim_messages,
 )
 from langchain_core.prompts import ChatPromptTemplate
 from pydantic import ValidationError
@@ -30,7 +32,7 @@ def scripted(answers, **engine):
 
     def logits(ids):
         before, _, said = bytes(i for i in ids if i < 256).rpartition(b"[assistant]")
-        answer = answers[before.rpartition(b"[user]")[2].decode()].encode()
+        answer = answers.get(before.rpartition(b"[user]")[2].decode(), "").encode()  # "": half a prompt, in a chunk
         return toy.favour(answer[len(said)] if len(said) < len(answer) else toy.EOS)
 
     return toy.text_model(logits, chat_template=TEMPLATE, generation_config={"eos_token_id": 0}, **engine)
@@ -106,6 +108,68 @@ async def test_cancelling_stops_the_work():
 def test_batches_come_in_order(chat):
     answers = chat.batch(["Hi", "Bye"] * 5)
     assert [a.content for a in answers] == ["Hello, you!", "Grüße 你好"] * 5
+
+
+async def test_as_many_wait_at_once_as_are_decoded_together():
+    """More threads than LangChain's own default, which is a few more than there are cores."""
+    model = scripted({"Hi": "Hello, you!"})
+    chat, count = ChatIpexLLM(model=model), model.generator.max_batch
+    barrier = threading.Barrier(count, timeout=20)
+    generate = model.generate
+
+    def generate_when_all_are_here(*args, **options):
+        barrier.wait()
+        return generate(*args, **options)
+
+    model.generate = generate_when_all_are_here
+    answers = chat.batch(["Hi"] * count)
+    assert [a.content for a in answers] == ["Hello, you!"] * count
+    barrier = threading.Barrier(2, timeout=20)
+    assert len(chat.batch(["Hi"] * 2, {"max_concurrency": 2})) == 2
+    most = now = 0
+
+    async def counted(*args, **options):
+        nonlocal most, now
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.01)
+        now -= 1
+        return generate(*args, **options)
+
+    model.agenerate = counted
+    assert len(await chat.abatch(["Hi"] * (count + 3))) == count + 3
+    assert most == count
+
+
+def test_what_agents_ask_of_a_model(chat):
+    assert chat.model_name == chat.model_id == "toy"
+    assert chat.profile["max_input_tokens"] == chat.model.context
+    assert chat.profile["tool_calling"] is True
+    assert chat.profile["image_inputs"] is False
+    assert ChatIpexLLM(model=IpexLLM(model=chat.model)).profile == chat.profile
+    assert ChatIpexLLM().profile is None
+
+
+def test_conversations_are_counted_as_the_prompts_they_become():
+    def greet(name: str) -> str:
+        """Greets."""
+        return name
+
+    chat = ChatIpexLLM(model=scripted({}, context=2048))
+    talk = [HumanMessage("Hi"), AIMessage("Hello, you!"), HumanMessage("Bye")]
+    limit = chat.get_num_tokens_from_messages(talk)
+    assert limit == chat.invoke(talk).usage_metadata["input_tokens"]
+    with_tools = chat.get_num_tokens_from_messages(talk, tools=[{"name": "f", "parameters": {}}])
+    assert with_tools == chat.invoke(talk, tools=[{"name": "f"}]).usage_metadata["input_tokens"] + len(
+        ', "parameters": {}'
+    )
+    strict = toy.text_model(
+        {}, chat_template="{% if messages[0].role != 'user' %}{{ raise_exception('x') }}{% endif %}q"
+    )
+    # An answer alone is no conversation for this template; its text and <s> are counted.
+    assert ChatIpexLLM(model=strict).get_num_tokens_from_messages(talk[1:2]) == len("Hello, you!") + 1
+    limit = chat.get_num_tokens_from_messages(talk[2:])
+    assert trim_messages(talk, max_tokens=limit, token_counter=chat, strategy="last") == talk[2:]
 
 
 def test_stop_limits_and_their_order(model):
