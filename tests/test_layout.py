@@ -13,13 +13,13 @@ BACKEND = ROOT / "backend" / "lowbit"
 
 # Layers from the bottom up: a module may import its own layer and those below (docs in design.md, section 3).
 LAYERS = [
-    {"formats", "machine", "models._spec", "replaced", "chat_templates", "tool_syntax"},
+    {"formats", "machine", "models._spec", "replaced", "asynchronous", "chat_templates", "tool_syntax"},
     {"ops", "packed", "runtime", "reference"},
     {"vector_index", "vector_folder", "passages", "corpus_folder"},
     {"tokenizer", "tokenizer_files", "sentencepiece", "detokenize", "sampling", "stop", "perplexity"},
     {"models", "sources", "quantize", "reference_decoder", "calibration", "checkpoint", "loading", "woq"},
     {"sessions", "sentence", "texts"},
-    {"generate", "engine", "token_bytes", "json_schemas", "grammar"},
+    {"requests", "rows", "scheduler", "generate", "engine", "token_bytes", "json_schemas", "grammar"},
     {"text"},
     {"chat", "tool_calls", "options"},
     {"embed", "rerank"},

@@ -5,10 +5,9 @@ Owns the meeting of ids and text: encoding, streaming decoding, stop strings, co
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from collections.abc import Generator as PyGenerator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from lowbit.asynchronous import iterate_in_thread
 from lowbit.generate import Batch, Engine, Event, Generator, Request
 from lowbit.grammar import Guide, constraint_of
 from lowbit.sampling import GenerationOptions, from_generation_config
@@ -164,7 +164,7 @@ class TextModel:
 
     async def astream(self, prompt: Prompt, **options: Any) -> AsyncIterator[Delta]:
         """Yields what `stream` does without blocking the loop; cancelling the task ends the work within one step."""
-        deltas = _iterate_in_thread(lambda cancel: _deltas(self._start([prompt], options, cancel)))
+        deltas = iterate_in_thread(lambda cancel: _deltas(self._start([prompt], options, cancel)))
         try:
             async for delta in deltas:
                 yield delta
@@ -173,7 +173,7 @@ class TextModel:
 
     async def agenerate(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> Completion | list[Completion]:
         """Returns what `generate` returns without blocking the event loop; cancelling the task ends the work."""
-        results = _iterate_in_thread(lambda cancel: (self._generate(p, options, cancel) for p in [prompts]))
+        results = iterate_in_thread(lambda cancel: (self._generate(p, options, cancel) for p in [prompts]))
         try:
             return await anext(results)
         finally:
@@ -335,43 +335,3 @@ def _first_given(*values: int | Sequence[int] | None) -> tuple[int, ...]:
         if value is not None:
             return (value,) if isinstance(value, int) else tuple(value)
     return ()
-
-
-async def _iterate_in_thread(make: Callable[[threading.Event], Running[T]]) -> AsyncGenerator[T, None]:
-    """Yields the items of an iterator that a worker thread runs. When the consumer stops early, the event is set and
-    the worker closes its iterator after the step it is in; the event loop does not wait for it."""
-    loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[tuple[T | None, BaseException | None, bool]] = asyncio.Queue()
-    cancel = threading.Event()
-
-    def put(item: T | None, error: BaseException | None = None, done: bool = False) -> None:
-        try:
-            loop.call_soon_threadsafe(queue.put_nowait, (item, error, done))
-        except RuntimeError:  # the loop was closed: nobody listens any more
-            cancel.set()
-
-    def work() -> None:
-        try:
-            with contextlib.closing(make(cancel)) as items:
-                for item in items:
-                    put(item)
-                    if cancel.is_set():
-                        break
-        except BaseException as error:
-            put(None, error, True)
-        else:
-            put(None, None, True)
-
-    # A thread of its own, because a long answer would occupy one of the loop's few executor threads; not a daemon, so
-    # that the interpreter does not end below it (the cancel event bounds how long it lives).
-    threading.Thread(target=work, name="lowbit-generate").start()
-    try:
-        while True:
-            item, error, done = await queue.get()
-            if error is not None:
-                raise error
-            if done:
-                return
-            yield item  # type: ignore[misc]
-    finally:
-        cancel.set()

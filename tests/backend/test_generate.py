@@ -8,7 +8,7 @@ import pytest
 import toy
 from lowbit.generate import Generator, Request
 from lowbit.sampling import GenerationOptions
-from lowbit.sessions import MIN_REUSE, SessionPool, common_prefix
+from lowbit.sessions import MIN_REUSE, common_prefix
 
 
 def request(prompt, eos=(toy.EOS,), allowed=None, **options):
@@ -149,8 +149,7 @@ def test_a_short_common_prefix_does_not_cost_another_session():
 
 def test_idle_sessions_are_bounded_by_tokens():
     engine = toy.ToyEngine(counting, context=1000)
-    generator = Generator(engine)
-    generator.sessions = SessionPool(engine, idle=4, idle_tokens=250)
+    generator = Generator(engine, idle_tokens=250)
     for n in (1, 2, 3):
         run(generator, request([n] * 100, eos=(), max_new_tokens=1))
     assert generator.sessions.idle == 2

@@ -1,0 +1,131 @@
+"""A row: the state of one request while it runs, and the mailbox through which its caller hears of it."""
+
+from __future__ import annotations
+
+import threading
+from queue import SimpleQueue
+
+import numpy as np
+
+from lowbit import ops
+from lowbit.requests import Engine, Event, Request
+from lowbit.sampling import new_seed
+from lowbit.sessions import Session
+
+# Events on their way from whoever makes the steps to the caller who asked for them; an exception ends the caller's
+# rows; None calls the reader to make steps itself. SimpleQueue, because its put() may be interrupted by another put(),
+# as the garbage collector does when it finds an abandoned stream.
+Mailbox = SimpleQueue["Event | BaseException | None"]
+
+
+class Row:
+    """One request while it runs. Raises what `Generator.start` says about bad prompts.
+
+    `delivered` is written by the scheduler alone and `taken` by the reader alone, so neither needs a lock.
+    """
+
+    def __init__(
+        self, index: int, request: Request, engine: Engine, mailbox: Mailbox, cancel: threading.Event | None
+    ) -> None:
+        prompt = _checked(request.prompt, engine)
+        self.index = index
+        self.mailbox = mailbox
+        self._cancels = [event for event in (cancel, request.options.cancel) if event is not None]
+        self.options = request.options
+        self.seed = new_seed() if request.options.seed is None else request.options.seed
+        self.eos = () if self.options.ignore_eos else request.eos
+        self.allowed = request.allowed
+        self.prompt_tokens = int(prompt.size)
+        room = min(self.options.new_tokens_allowed(self.prompt_tokens), engine.context - self.prompt_tokens)
+        self.ids = np.empty(self.prompt_tokens + room, np.int32)  # prompt, then output
+        self.ids[: self.prompt_tokens] = prompt
+        self.count = self.prompt_tokens  # ids known so far
+        self.session: Session | None = None
+        self.reused = 0  # prompt tokens that a kept session already held
+        self.delivered = 0  # events put into the mailbox
+        self.taken = 0  # events the caller has read
+        self.finished = False  # no further pass
+        self.closed = False  # the caller wants no further event
+        self._sampler = self.options.sampler_arguments()
+        self._mask = _mask_without(engine.vocab_size, self.options.suppress_tokens)
+        self._early_mask = _mask_without(engine.vocab_size, self.options.suppress_tokens + self.eos)
+
+    @property
+    def output(self) -> np.ndarray:
+        return self.ids[self.prompt_tokens : self.count]
+
+    @property
+    def pending(self) -> np.ndarray:
+        """Ids not yet in the cache."""
+        assert self.session is not None
+        return self.ids[self.session.cache.length : self.count]
+
+    @property
+    def cancelled(self) -> bool:
+        """True once somebody asked for an end."""
+        return any(event.is_set() for event in self._cancels)
+
+    @property
+    def unread(self) -> int:
+        return self.delivered - self.taken
+
+    def choose(self, logits: np.ndarray) -> None:
+        """Appends the next token, chosen from a row of logits (scratch afterwards), and delivers it."""
+        output = self.output
+        mask = self._early_mask if output.size < self.options.min_new_tokens else self._mask
+        if self.allowed is not None and (allowed := self.allowed(output)) is not None:
+            mask = allowed if mask is None else allowed & mask
+        token, logprob, alternatives = ops.sample(
+            logits, prompt=self.ids[: self.prompt_tokens], output=output, mask=mask, seed=self.seed,
+            position=output.size, **self._sampler,
+        )  # fmt: skip
+        self.ids[self.count] = token
+        self.count += 1
+        reason = "stop" if token in self.eos else "length" if self.count == self.ids.size else None
+        if self.options.logprobs is None:
+            self.deliver(Event(self.index, token, reason))
+        else:
+            self.deliver(Event(self.index, token, reason, logprob, tuple(alternatives)))
+
+    def deliver(self, event: Event) -> None:
+        """Puts an event into the mailbox; one with a finish reason ends the row."""
+        self.finished = event.finish_reason is not None
+        self.delivered += 1
+        self.mailbox.put(event)
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the row with an error, which the caller's next read raises."""
+        self.finished = True
+        self.mailbox.put(error)
+
+
+def _checked(ids: object, engine: Engine) -> np.ndarray:
+    prompt = np.asarray(ids)
+    if prompt.ndim != 1 or (prompt.size and prompt.dtype.kind not in "iu"):
+        raise TypeError(f"a prompt is a 1-D sequence of token ids, got shape {prompt.shape} of {prompt.dtype}")
+    if prompt.size == 0:
+        raise ValueError(
+            "the prompt is empty and the tokenizer adds no beginning-of-text token: give at least one token"
+        )
+    outside = prompt[(prompt < 0) | (prompt >= engine.vocab_size)]
+    if outside.size:
+        raise ValueError(
+            f"token id {outside[0]} in the prompt is outside the vocabulary (0 to {engine.vocab_size - 1})"
+        )
+    if prompt.size >= engine.context:
+        raise ValueError(
+            f"the prompt has {prompt.size} tokens, the context is {engine.context} tokens for prompt and answer "
+            "together; shorten the prompt or load the model with a larger context"
+        )
+    return prompt
+
+
+def _mask_without(vocab_size: int, ids: tuple[int, ...]) -> np.ndarray | None:
+    """Returns bit words that allow every token but `ids`, or None where that is every token."""
+    inside = [i for i in ids if i < vocab_size]
+    if not inside:
+        return None
+    mask = np.full((vocab_size + 31) // 32, 0xFFFFFFFF, np.uint32)
+    for i in inside:
+        mask[i // 32] &= np.uint32(~(1 << (i % 32)) & 0xFFFFFFFF)
+    return mask
