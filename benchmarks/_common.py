@@ -19,9 +19,10 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 try:
-    import lowbit  # noqa: F401  the installed package, or PYTHONPATH=backend
+    import lowbit  # the installed package, or PYTHONPATH=backend
 except ImportError:
     sys.path.insert(0, str(ROOT / "backend"))
+    import lowbit
 
 from lowbit import ops, packed  # noqa: E402
 
@@ -54,6 +55,18 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "commit": commit(),
     }
+
+
+def low_bit_folder(shape: str, format_name: str, root: Path) -> Path:
+    """Returns a low-bit folder of a synthetic model below `root`, made when it is not there."""
+    from make_model import make_model
+
+    folder = root / f"{shape}-{format_name}"
+    if not (folder / "config.json").exists():
+        if not (root / shape / "config.json").exists():
+            make_model(shape, root / shape)
+        lowbit.load(str(root / shape), low_bit=format_name).save_low_bit(str(folder))
+    return folder
 
 
 def interleave(variants: Mapping[Any, Callable[[], float]], rounds: int) -> dict[Any, list[float]]:

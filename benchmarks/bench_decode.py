@@ -106,19 +106,12 @@ def main() -> None:
         print(json.dumps(measure(args.one, args.prompt, args.steps, args.batch, args.threads, args.tier)))
         return
 
-    from make_model import make_model
-
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(args.models or scratch)
         for shape in args.shapes:
-            source = root / shape
-            if not (source / "config.json").exists():
-                make_model(shape, source)
             for name in args.formats:
-                folder = root / f"{shape}-{name}"
-                if not (folder / "config.json").exists():
-                    lowbit.load(str(source), low_bit=name).save_low_bit(str(folder))
+                folder = common.low_bit_folder(shape, name, root)
                 command = [sys.executable, __file__, "--one", str(folder), "--prompt", str(args.prompt)]
                 command += ["--steps", str(args.steps), "--batch", str(args.batch)]
                 command += ["--threads", str(args.threads)] if args.threads else []
