@@ -84,6 +84,13 @@ class ToyEngine:
             assert not caches & self.in_use, "a session is used by two passes at once"
             self.in_use |= caches
             self.passes.append([len(tokens) for _, tokens, _ in parts])
+        try:
+            return self._logits(parts)
+        finally:
+            with self._lock:
+                self.in_use -= caches
+
+    def _logits(self, parts: list[tuple[Any, np.ndarray, bool]]) -> np.ndarray:
         if self.delay:
             time.sleep(self.delay)
         rows = []
@@ -92,8 +99,6 @@ class ToyEngine:
             assert cache.length + len(tokens) <= cache.capacity
             cache.ids.extend(int(t) for t in tokens)
             rows.append(np.asarray(self.logits(cache.ids), np.float32))
-        with self._lock:
-            self.in_use -= caches
         return np.stack(rows)
 
 
