@@ -13,9 +13,10 @@ from shared_data import minilm
 
 ROOT = Path(__file__).resolve().parents[2]
 COOKBOOK = ROOT / "cookbook"
-sys.path.insert(0, str(COOKBOOK))
+sys.path[:0] = [str(COOKBOOK), str(ROOT / "tests" / "backend")]
 
 import execute  # noqa: E402
+from tiny_bert import write_bert  # noqa: E402
 
 NOTEBOOKS = [path.name for path in execute.notebooks()]
 MARK = "values for the test: "
@@ -63,6 +64,38 @@ def test_rag_with_quantized_embeddings(values):
     scores = [float(number) for number in re.findall(r"^(-?\d\.\d\d)  ", france, re.M)[:3]]
     assert max(scores) < 0.3 < score, "passages that have nothing to do with the question score low"
     assert "not" in found["answers"]["What is the capital of France?"], "and the model says so"
+
+
+LLAMA_INDEX = (
+    ("answer", "answer"),
+    ("answers", "answers"),
+    ("same", "same == answer"),
+    ("sources", "[[node.metadata['source'], node.get_content(), node.score] for node in sources]"),
+    ("retrieved", "[node.get_content() for node in index.as_retriever(similarity_top_k=10).retrieve(QUESTION)]"),
+)
+
+
+def test_rag_llama_index(values):
+    found, said = run("rag_llama_index.ipynb", values, *LLAMA_INDEX)
+    assert "4.25 bits" in found["answer"], "what the best passage says"
+    assert found["sources"][0][0] == "formats.md"
+    assert [text for _, text, _ in found["sources"]] == found["retrieved"][:3]
+    assert found["same"], "models and index that were saved and opened again answer the same"
+    assert "not" in found["answers"]["What is the capital of France?"]
+    assert said.count("formats.md: nf4 The format nf4 needs 4.25 bits") >= 2
+
+
+def test_rag_llama_index_with_a_reranker(values, tmp_path):
+    """A cross-encoder of random weights: three of the ten that the index finds, in its order and with its scores."""
+    reranker = write_bert(tmp_path / "reranker", labels=1, vocab_size=30522, max_position_embeddings=256)
+    (reranker / "vocab.txt").write_bytes((minilm() / "vocab.txt").read_bytes())
+    found, _ = run("rag_llama_index.ipynb", {**values, "RERANKER": str(reranker)}, *LLAMA_INDEX)
+    assert len(found["sources"]) == 3
+    assert {text for _, text, _ in found["sources"]} <= set(found["retrieved"])
+    scores = [score for _, _, score in found["sources"]]
+    assert scores == sorted(scores, reverse=True)
+    assert len(set(scores)) == 3
+    assert found["same"]
 
 
 def test_evaluate_retrieval(values):
