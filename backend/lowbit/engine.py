@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,8 @@ class DecoderEmbedder:
 
     def __init__(self, loaded: Any, runtime: Any) -> None:
         self.spec = loaded.spec
+        if "head.weight" not in loaded.tensors:  # hidden states read none, but the decoder wants to know of one
+            loaded = replace(loaded, spec=replace(loaded.spec, tied_head=True))
         self._engine = NativeEngine(loaded, runtime)
 
     def embed(self, texts: Sequence[np.ndarray], poolings: tuple[str, ...]) -> np.ndarray:

@@ -93,6 +93,11 @@ def load_model(
             raise ValueError(f"{location.folder} is quantised already; give the original model to use a quantiser on")
         saved = checkpoint.load(hub.fetch_weights(location, access).folder, verify)
         _refuse_other_tasks(saved.spec, task, location.folder, saved.embedding_files)
+        if task == "text" and not _has_head(saved):
+            raise ValueError(
+                f"{location.folder} was saved by lowbit.Embedder, without the head that makes text; open it with that, or "
+                "save the original model with lowbit.load"
+            )
         if not tokenizer_files:
             return saved
         return replace(saved, tokenizer_files=tokenizer_files, provenance={**saved.provenance, **tokenizer_name})
@@ -105,6 +110,8 @@ def load_model(
     family = models.family(config)
     embedding_files = _matching(location.folder, hub.EMBEDDING_FILES)
     _refuse_other_tasks(family.spec, task, location.folder, embedding_files)
+    if task == "embed" and isinstance(family.spec, ModelSpec):  # vectors need no head, and checkpoints may have none
+        family = replace(family, recipes=tuple(r for r in family.recipes if not r.name.startswith("head.")))
     location = hub.fetch_weights(location, access)
     tokenizer_files = tokenizer_files or _matching(location.folder, hub.TOKENIZER_FILES)
     sequences = _calibration(quantiser, family.spec, tokenizer_files)
@@ -331,6 +338,10 @@ def _refuse_other_tasks(
             f"{kind} without a classification head; a reranker's config.json names a ...ForSequenceClassification "
             "architecture" + ("; open this one with lowbit.Embedder" if isinstance(spec, EncoderSpec) else "")
         )
+
+
+def _has_head(loaded: LoadedModel) -> bool:
+    return isinstance(loaded.spec, ModelSpec) and (loaded.spec.tied_head or "head.weight" in loaded.tensors)
 
 
 def _check_shape(gathered: Gathered, spec: ModelSpec | EncoderSpec) -> None:
