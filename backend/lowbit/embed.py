@@ -128,7 +128,7 @@ class Embedder:
 
     def encode(
         self,
-        texts: str | Sequence[str],
+        texts: str | Sequence[str] | Iterator[str],
         batch_size: int = 32,
         normalize: bool | None = None,
         prompt: str | None = None,
@@ -139,6 +139,7 @@ class Embedder:
     ) -> np.ndarray:
         """Returns the vectors of texts in their order, [n, dim]; of one string its vector, [dim].
 
+        Of an iterator, 32 * batch_size texts are held at a time; `encode_stream` does not hold the vectors either.
         normalize: to length 1 (None: as the model's files say). prompt, or prompt_name for one of the model's own, is
         put before every text. truncate_dim: keep the first numbers of a vector, before normalising. output: "float32";
         "int8", each vector times 127 / its largest magnitude, rounded, which keeps cosines; "binary", the signs, eight
@@ -148,13 +149,16 @@ class Embedder:
         """
         if isinstance(texts, str):
             return self.encode([texts], batch_size, normalize, prompt, prompt_name, truncate_dim, output)[0]
-        if isinstance(texts, bytes) or not isinstance(texts, Sequence | np.ndarray):
+        if isinstance(texts, bytes) or not isinstance(texts, Sequence | Iterator | np.ndarray):
             raise TypeError(
-                f"texts is {'None' if texts is None else type(texts).__name__}; give a string or a list of strings, or "
-                "use encode_stream for an iterator"
+                f"texts is {'None' if texts is None else type(texts).__name__}; give a string, a list of strings or an "
+                "iterator of strings"
             )
-        check_texts(texts)
-        with tqdm(total=len(texts), desc="Embedding", unit="text", disable=not show_progress) as bar:
+        total = None
+        if not isinstance(texts, Iterator):
+            check_texts(texts)
+            total = len(texts)
+        with tqdm(total=total, desc="Embedding", unit="text", disable=not show_progress) as bar:
             done = []
             for part in self.encode_stream(texts, batch_size, normalize, prompt, prompt_name, truncate_dim, output):
                 done.append(part)

@@ -95,8 +95,8 @@ def load_model(
         _refuse_other_tasks(saved.spec, task, location.folder, saved.embedding_files)
         if task == "text" and not _has_head(saved):
             raise ValueError(
-                f"{location.folder} was saved by lowbit.Embedder, without the head that makes text; open it with that, or "
-                "save the original model with lowbit.load"
+                f"{location.folder} was saved by lowbit.Embedder, without the head that makes text; open it with that, "
+                "or save the original model with lowbit.load"
             )
         if not tokenizer_files:
             return saved

@@ -37,9 +37,14 @@ class Encoding:
     def __call__(self, texts: Sequence[str | tuple[str, str]], first: int = 0) -> list[Any]:
         """Returns the tokenizers library's encodings of texts or pairs, `first` being the callers' number of texts[0].
 
-        Raises ValueError for a text without tokens, and for one that is too long and must not be cut.
+        Raises ValueError for a text without tokens, for one that is too long and must not be cut, and for one that is
+        not Unicode.
         """
-        encodings = self._backend.encode_batch(list(texts))
+        try:
+            encodings = self._backend.encode_batch(list(texts))
+        except TypeError:
+            _refuse_surrogates(texts, first)
+            raise
         for i, encoding in enumerate(encodings):
             count = len(encoding)
             if count == 0:
@@ -64,6 +69,18 @@ class Encoding:
             "texts[%d] has more than the %d tokens that %s reads and was cut; this is said once", index,
             self.max_length, self._model_id,
         )  # fmt: skip
+
+
+def _refuse_surrogates(texts: Sequence[str | tuple[str, str]], first: int) -> None:
+    """Raises ValueError naming the text with half a surrogate pair, which Python's strings hold and UTF-8 does not."""
+    for i, text in enumerate(texts):
+        try:
+            (text if isinstance(text, str) else "".join(text)).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"texts[{first + i}] holds half a surrogate pair at character {error.start}, which is no text; "
+                "repair it with text.encode('utf-8', 'replace').decode()"
+            ) from None
 
 
 def ids_of(encoding: Any) -> np.ndarray:

@@ -97,6 +97,33 @@ def test_a_stream_is_the_whole(embedder):
     assert np.abs(np.concatenate(parts) - embedder.encode(texts)).max() <= 1e-5
 
 
+class Text(str):
+    """A text that can be counted while it is alive."""
+
+    alive = 0
+
+    def __init__(self, _):
+        Text.alive += 1
+
+    def __del__(self):
+        Text.alive -= 1
+
+
+def test_an_iterator_is_encoded_without_being_held(embedder):
+    most = 0
+
+    def texts():
+        nonlocal most
+        for i in range(150):
+            most = max(most, Text.alive)
+            yield Text(f"w{i % 60} w{i * 7 % 60}")
+
+    vectors = embedder.encode(texts(), batch_size=1)
+    assert most <= 2 * 32
+    assert np.abs(vectors - embedder.encode([f"w{i % 60} w{i * 7 % 60}" for i in range(150)])).max() <= 1e-5
+    assert embedder.encode(iter([])).shape == (0, 48)
+
+
 def test_a_stream_reads_no_further_than_it_must(embedder):
     taken = []
     stream = embedder.encode_stream((taken.append(i) or "w5" for i in range(1000)), batch_size=1)
@@ -145,7 +172,7 @@ def test_no_texts_make_no_vectors(embedder, output, shape):
 def test_long_texts(sentence, plain, caplog):
     cutting = lowbit.Embedder(sentence)
     assert cutting.max_length == 16
-    long = " ".join(["w5"] * 200_000)  # 600 KB
+    long = " ".join(["w5"] * 350_000)  # 1 MB
     with caplog.at_level(logging.WARNING, "lowbit"):
         first = cutting.encode(["w6", long])
         cutting.encode(long)
@@ -164,12 +191,17 @@ def test_long_texts(sentence, plain, caplog):
     ("texts", "message"),
     [
         (["a", None], r"texts\[1\] is None"), ([b"a"], r"texts\[0\] is bytes"), (None, "texts is None"),
-        (5, "texts is int"), (iter(["a"]), "use encode_stream"),
+        (5, "texts is int"), ({"a"}, "texts is set"), (iter(["a", None]), r"texts\[1\] is None"),
     ],
 )  # fmt: skip
 def test_only_strings(embedder, texts, message):
     with pytest.raises(TypeError, match=message):
         embedder.encode(texts)
+
+
+def test_half_a_surrogate_pair_is_no_text(embedder):
+    with pytest.raises(ValueError, match=r"texts\[33\] holds half a surrogate pair at character 3"):
+        list(embedder.encode_stream(iter(["w5"] * 33 + ["w5 \ud800"]), batch_size=1))
 
 
 def test_bad_arguments(embedder, sentence):
