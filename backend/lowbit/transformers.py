@@ -95,8 +95,8 @@ class _LowBitAuto:
         """
         kwargs = {name: value for name, value in kwargs.items() if name not in WITHOUT_EFFECT}
         _check_place(device_map, model_hub)
-        for name in ("speculative", "pipeline_parallel_stages"):
-            if kwargs.pop(name, 1) not in (False, 0, 1, None):
+        for name, off in (("speculative", False), ("pipeline_parallel_stages", 1)):
+            if kwargs.pop(name, off) is not off:
                 raise ValueError(f"{name} is not supported; leave it out (generate takes assistant_model=)")
         low_bit = load_in_low_bit or ("sym_int4" if load_in_4bit else "sym_int8" if load_in_8bit else None)
         options = {
