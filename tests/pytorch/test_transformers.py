@@ -175,9 +175,9 @@ def test_refusals(llama_folder, tmp_path):
         load(llama_folder, load_in_4bit=True, model_hub="modelscope")
     with pytest.raises(ValueError, match="assistant_model"):
         load(llama_folder, load_in_4bit=True, speculative=True)
-    with pytest.raises(ValueError, match="did you mean|Did you mean|nearest"):
+    with pytest.raises(ValueError, match="Did you mean"):
         load(llama_folder, load_in_low_bit="sym_in4")
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="nothing"):
         load(tmp_path / "nothing", load_in_4bit=True)
     with pytest.raises(OSError, match="from_pretrained"):
         AutoModel()
