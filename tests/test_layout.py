@@ -21,7 +21,7 @@ LAYERS = [
     {"sessions", "sentence", "texts"},
     {"requests", "rows", "scheduler", "generate", "engine", "token_bytes", "json_schemas", "grammar"},
     {"text"},
-    {"chat", "tool_calls", "options"},
+    {"chat", "tool_calls", "answers", "options"},
     {"embed", "rerank"},
     {"corpus"},
     {"torch"},

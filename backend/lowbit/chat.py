@@ -21,9 +21,10 @@ from jinja2.nodes import Scope
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from lowbit import chat_templates, tool_calls
+from lowbit import answers, chat_templates, tool_calls
+from lowbit.answers import AnswerReader
 from lowbit.runtime import nearest
-from lowbit.sampling import merge
+from lowbit.sampling import CONSTRAINTS, merge
 from lowbit.tokenizer import Tokenizer
 from lowbit.tool_calls import CallReader
 
@@ -42,12 +43,12 @@ class TurnEnd:
 class Turn:
     """An answer to be generated: `model.generate(turn.prompt, **turn.options)`.
 
-    reader: for the answer's text when there are tools, else None; each is for one answer.
+    reader: for the answer's text where it may have tool calls or thoughts in it, else None; each is for one answer.
     """
 
     prompt: list[int]
     options: dict[str, Any]
-    reader: CallReader | None = None
+    reader: AnswerReader | None = None
 
 
 def turn(
@@ -84,27 +85,33 @@ def turn(
         variables |= {"tools": tools or None}
     else:
         messages = tool_calls.in_words(messages, tools, syntax)
-    prompt = _encode_with_system(tokenizer, messages, template=template, **variables)
+    prompt = _render_with_system(tokenizer, messages, template=template, **variables)
     options = answer_options(model, options or {}, template)
-    if not tools:
-        return Turn(prompt, options)
     if required:
         raise ValueError(f"tool_choice={tool_choice!r} cannot be enforced in this version; leave it to the model")
-    kept = [i for i in map(tokenizer.id, syntax.tokens) if i in tokenizer.special_ids]
-    names = [tool["function"]["name"] for tool in tools]
-    return Turn(prompt, options | ({"keep_tokens": kept} if kept else {}), CallReader(syntax, names))
+    thinks, thinking = answers.CLOSING in text, prompt.rstrip().endswith(answers.OPENING)
+    if thinking and any(options.get(name) is not None for name in CONSTRAINTS):
+        prompt, thinking = f"{prompt.rstrip()}\n{answers.CLOSING}\n\n", False  # a grammar leaves no place for thoughts
+    marks = [*(syntax.tokens if tools else ()), *((answers.OPENING, answers.CLOSING) if thinks else ())]
+    kept = [i for i in map(tokenizer.id, marks) if i in tokenizer.special_ids]
+    calls = CallReader(syntax, [tool["function"]["name"] for tool in tools]) if tools else None
+    return Turn(
+        tokenizer.encode(prompt, add_special_tokens=False),
+        options | ({"keep_tokens": kept} if kept else {}),
+        AnswerReader(calls, thinks=thinks, thinking=thinking) if tools or thinks else None,
+    )
 
 
-def _encode_with_system(tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> list[int]:
+def _render_with_system(tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> str:
     try:
-        return encode(tokenizer, messages, **options)
+        return render(tokenizer, messages, **options)
     except ValueError:
         roles = [m.get("role") for m in messages[:2]]
         if roles != ["system", "user"]:
             raise
         joined = {**messages[1], "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
         with contextlib.suppress(ValueError):  # then it was not the system message: the first error tells more
-            return encode(tokenizer, [joined, *messages[2:]], **options)
+            return render(tokenizer, [joined, *messages[2:]], **options)
         raise
 
 

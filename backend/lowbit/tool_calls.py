@@ -119,7 +119,7 @@ class CallReader:
                 found += self._words(before.rstrip())
                 self._inside = self._marked = True
         if not self._inside:
-            certain = len(self._buffer) - _open_length(self._buffer, opening)
+            certain = len(self._buffer) - open_length(self._buffer, opening)
             found += self._words(self._buffer[:certain])
             self._buffer = self._buffer[certain:]
         return found
@@ -153,8 +153,8 @@ class CallReader:
         return ToolCall(self._count - 1, new_id(), name, arguments, error)
 
 
-def _open_length(text: str, mark: str | None) -> int:
-    """How much of a text's end may belong to a mark that follows: space, and the mark's own beginning."""
+def open_length(text: str, mark: str | None) -> int:
+    """Returns how much of a text's end may belong to a mark that follows: space, and the mark's own beginning."""
     if mark is None:
         return 0
     held = next((n for n in range(min(len(mark) - 1, len(text)), 0, -1) if mark.startswith(text[-n:])), 0)

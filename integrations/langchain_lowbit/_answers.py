@@ -12,19 +12,19 @@ from langchain_core.messages.tool import ToolCall, ToolCallChunk, invalid_tool_c
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk
 
 from lowbit import tool_calls
+from lowbit.answers import AnswerReader, Piece, Thought
 from lowbit.text import Completion, Delta, TokenLogprob
 
 Part = Delta | Completion
-Piece = str | tool_calls.ToolCall
 
 
 class Answer:
     """One answer on its way: from its deltas to chunks, or from the completion to a message, not both.
 
-    reader: what finds tool calls in its text, or None where there are no tools.
+    reader: what finds thoughts and tool calls in its text, or None where there can be none.
     """
 
-    def __init__(self, model_name: str, reader: tool_calls.CallReader | None) -> None:
+    def __init__(self, model_name: str, reader: AnswerReader | None) -> None:
         self._model_name = model_name
         self._reader = reader
         self._called = False
@@ -35,6 +35,7 @@ class Answer:
         calls = [piece for piece in pieces if isinstance(piece, tool_calls.ToolCall)]
         message = AIMessage(
             content=_words(pieces),
+            additional_kwargs=_thoughts(pieces),
             tool_calls=[_call(call) for call in calls if call.error is None],
             invalid_tool_calls=[
                 invalid_tool_call(name=call.name, args=call.arguments, id=call.id, error=call.error)
@@ -54,6 +55,7 @@ class Answer:
         ended = delta.finish_reason is not None
         message = AIMessageChunk(
             content=_words(pieces),
+            additional_kwargs=_thoughts(pieces),
             tool_call_chunks=[_call_chunk(piece) for piece in pieces if isinstance(piece, tool_calls.ToolCall)],
             usage_metadata=_usage(delta) if ended else None,
             chunk_position="last" if ended else None,
@@ -83,6 +85,12 @@ class Answer:
 
 def _words(pieces: Sequence[Piece]) -> str:
     return "".join(piece for piece in pieces if isinstance(piece, str))
+
+
+def _thoughts(pieces: Sequence[Piece]) -> dict[str, Any]:
+    """Thoughts where LangChain's content_blocks look for them."""
+    text = "".join(piece.text for piece in pieces if isinstance(piece, Thought))
+    return {"reasoning_content": text} if text else {}
 
 
 def _call(call: tool_calls.ToolCall) -> ToolCall:

@@ -22,8 +22,7 @@ _ROLES: dict[type[BaseMessage], str] = {
     ToolMessage: "tool",
     FunctionMessage: "tool",
 }
-# Parts of a message's content that are no text and that a template is not to see: calls are in `tool_calls`, and
-# thoughts are not repeated to a model (their makers say so).
+# Parts of a message's content that are no text and that are told to a template in other ways, if at all.
 _SILENT = frozenset({"tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "thinking", "reasoning"})
 
 
@@ -55,6 +54,8 @@ def _template_message(message: BaseMessage, call_names: Mapping[str | None, str]
     if isinstance(message, ToolMessage):
         result["tool_call_id"] = message.tool_call_id
         result.setdefault("name", call_names.get(message.tool_call_id))
+    if isinstance(message, AIMessage) and (thoughts := _thoughts(message)):
+        result["reasoning_content"] = thoughts  # templates of models that think know when to repeat them
     if isinstance(message, AIMessage) and message.tool_calls:
         result["tool_calls"] = [
             {"id": call["id"], "type": "function", "function": {"name": call["name"], "arguments": call["args"]}}
@@ -70,6 +71,11 @@ def _role(message: BaseMessage) -> str:
         if isinstance(message, kind):
             return role
     raise ValueError(f"a {type(message).__name__} has no place in a prompt")
+
+
+def _thoughts(message: AIMessage) -> str:
+    parts = [part for part in message.content if isinstance(part, dict) and part.get("type") == "reasoning"]
+    return message.additional_kwargs.get("reasoning_content") or "".join(part.get("reasoning") or "" for part in parts)
 
 
 def _text(message: BaseMessage) -> str:

@@ -26,9 +26,9 @@ from langchain_lowbit._answers import Answer
 from langchain_lowbit._messages import template_messages
 from langchain_lowbit._model import LowBitModel
 from lowbit import chat, tool_calls
+from lowbit.answers import AnswerReader
 from lowbit.sampling import merge
 from lowbit.text import Completion, TextModel
-from lowbit.tool_calls import CallReader
 
 logger = logging.getLogger(__name__)
 
@@ -277,8 +277,8 @@ class ChatIpexLLM(LowBitModel, BaseChatModel):
 
     # ---- answers ----
 
-    def _answer(self, reader: CallReader | None) -> Answer:
+    def _answer(self, reader: AnswerReader | None) -> Answer:
         return Answer(self.model_id or "lowbit", reader)
 
-    def _result(self, completion: Completion, reader: CallReader | None) -> ChatResult:
+    def _result(self, completion: Completion, reader: AnswerReader | None) -> ChatResult:
         return ChatResult(generations=[self._answer(reader).whole(completion)])

@@ -336,3 +336,57 @@ def test_nothing_is_printed(chat, capfd):
     chat.invoke("Hi")
     list(chat.stream("Hi"))
     assert capfd.readouterr() == ("", "")
+
+
+# ---- models that think before they answer ----
+
+THINKS = (
+    "{% for m in messages %}[{{ m.role }}]"
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}</s>{% endfor %}"
+    "{{ '[assistant]' if add_generation_prompt }}{{ 'now: <think>\n' if open }}"
+)
+
+
+def thinking(answer, **how):
+    def logits(ids):
+        said = bytes(i for i in ids if i < 256).rpartition(b"[assistant]")[2].removeprefix(b"now: <think>\n")
+        return toy.favour(answer.encode()[len(said)] if len(said) < len(answer.encode()) else toy.EOS)
+
+    return ChatIpexLLM(model=toy.text_model(logits, chat_template=THINKS), **how)
+
+
+@pytest.mark.parametrize("version", [None, "v1"])
+def test_thoughts_are_apart_from_the_answer(version):
+    chat = thinking("<think>\nHm.\nSo?\n</think>\n\nYes.", output_version=version)
+    answer = chat.invoke("Hi")
+    assert (answer.text, answer.content_blocks) == (
+        "Yes.",
+        [{"type": "reasoning", "reasoning": "Hm.\nSo?"}, {"type": "text", "text": "Yes."}],
+    )
+    chunks = list(chat.stream("Hi"))
+    whole = chunks[0]
+    for chunk in chunks[1:]:
+        whole += chunk
+    assert [block["type"] for block in whole.content_blocks] == ["reasoning", "text"]
+    assert whole.content_blocks[0]["reasoning"] == "Hm.\nSo?"
+    assert whole.text == "Yes."
+    assert sum(any(block["type"] == "reasoning" for block in chunk.content_blocks) for chunk in chunks) > 3
+
+
+@pytest.mark.parametrize("version", [None, "v1"])
+def test_thoughts_go_back_to_the_template(version):
+    chat = thinking("<think>Hm.</think>Yes.", output_version=version)
+    talk = [HumanMessage("Hi"), chat.invoke("Hi"), HumanMessage("Sure?")]
+    model, seen = chat.model, []
+    model.generator.start = lambda requests, **_: seen.append(model.decode(requests[0].prompt)) or 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        chat.invoke(talk)
+    assert seen == ["[user]Hi[assistant]<think>Hm.</think>Yes.[user]Sure?[assistant]"]
+
+
+def test_a_prompt_may_begin_the_thoughts():
+    chat = thinking("Hm.\n</think>\n\nYes.", template_kwargs={"open": True})
+    answer = chat.invoke("Hi")
+    assert (answer.content, answer.additional_kwargs) == ("Yes.", {"reasoning_content": "Hm."})
+    # A grammar leaves no place for thoughts: the prompt ends them.
+    assert chat.invoke("Hi", choice=["No"]).content == "No"
