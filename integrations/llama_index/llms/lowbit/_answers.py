@@ -15,13 +15,15 @@ from llama_index.core.base.llms.types import (
     LogProb,
     MessageRole,
     TextBlock,
+    ThinkingBlock,
     ToolCallBlock,
 )
 from llama_index.core.llms.llm import ToolSelection
 
 from llama_index.llms.lowbit._messages import arguments_of
+from lowbit.answers import AnswerReader, Piece, Thought
 from lowbit.text import Completion, Delta, TokenLogprob
-from lowbit.tool_calls import CallReader, ToolCall
+from lowbit.tool_calls import ToolCall
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +70,12 @@ class CompletionAnswer(Answer[CompletionResponse]):
 
 
 class ChatAnswer(Answer[ChatResponse]):
-    """An answer as the assistant's message. reader: what finds tool calls in its text, None where no tools are."""
+    """An answer as the assistant's message. reader: what finds tool calls and thoughts in its text, or None."""
 
-    def __init__(self, reader: CallReader | None = None) -> None:
+    def __init__(self, reader: AnswerReader | None = None) -> None:
         super().__init__()
         self._reader = reader
+        self._thoughts = ""
         self._calls: list[ToolCall] = []
 
     def _next(self, part: Part) -> ChatResponse | None:
@@ -82,23 +85,24 @@ class ChatAnswer(Answer[ChatResponse]):
             return None
         words = "".join(self._words(piece) for piece in pieces)
         self.text += words
+        self._thoughts += "".join(piece.text for piece in pieces if isinstance(piece, Thought))
         self._calls += [piece for piece in pieces if isinstance(piece, ToolCall) and piece.error is None]
         facts = _facts(part, words)
         if self._calls and part.finish_reason == "stop":
             facts["raw"]["finish_reason"] = "tool_calls"
         return ChatResponse(message=self._message(), **facts)
 
-    def _pieces(self, part: Part) -> list[str | ToolCall]:
+    def _pieces(self, part: Part) -> list[Piece]:
         if self._reader is None:
             return [part.text] if part.text else []
         pieces = self._reader.push(part.text)
         return pieces + self._reader.finish() if part.finish_reason is not None else pieces
 
-    def _words(self, piece: str | ToolCall) -> str:
+    def _words(self, piece: Piece) -> str:
         """The text of a piece: none of a call, unless it cannot be read; then the user sees what the model wrote."""
         if isinstance(piece, str):
             return piece
-        if piece.error is not None:
+        if isinstance(piece, ToolCall) and piece.error is not None:
             logger.warning("the model wrote a tool call that cannot be read: %s", piece.error)
             return piece.arguments
         return ""
@@ -113,10 +117,11 @@ class ChatAnswer(Answer[ChatResponse]):
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
             for call in self._calls
         ]
+        thoughts = [ThinkingBlock(content=self._thoughts)] if self._thoughts else []
         words = [TextBlock(text=self.text)] if self.text or not calls else []
         return ChatMessage(
             role=MessageRole.ASSISTANT,
-            blocks=[*words, *calls],
+            blocks=[*thoughts, *words, *calls],
             additional_kwargs={"tool_calls": known} if known else {},
         )
 
