@@ -23,7 +23,7 @@ LAYERS = [
     {"text"},
     {"chat", "tool_calls", "answers", "options"},
     {"embed", "rerank"},
-    {"corpus"},
+    {"corpus", "eval"},
     {"torch"},
     {"transformers"},
     {"cli", ""},

@@ -27,6 +27,20 @@ class Perplexity:
         return math.exp(self.loss)
 
 
+def token_losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Returns the negative log-likelihood of each target id, float64 [n] in nats, under logits [n, vocab].
+
+    Raises ValueError when a logit is not finite.
+    """
+    rows = np.asarray(logits, np.float64)
+    peak = rows.max(axis=1)
+    normaliser = peak + np.log(np.exp(rows - peak[:, None]).sum(axis=1))
+    losses: np.ndarray = normaliser - rows[np.arange(len(targets)), targets]
+    if not np.isfinite(losses).all():
+        raise ValueError("the model returned logits that are not finite; its weights are damaged or overflow")
+    return losses
+
+
 def windows(ids: Sequence[int], length: int) -> Iterator[Sequence[int]]:
     """Yields consecutive windows of at most `length` ids of a long stream, each predicted without the one before."""
     for start in range(0, len(ids), length):
@@ -45,15 +59,9 @@ def perplexity(logits: Logits, sequences: Iterable[Sequence[int]], max_tokens: i
     for ids in sequences:
         if len(ids) < 2:
             continue
-        rows = np.asarray(logits(ids), np.float64)[:-1]
-        targets = np.asarray(ids[1:])
-        peak = rows.max(axis=1)
-        normaliser = peak + np.log(np.exp(rows - peak[:, None]).sum(axis=1))
-        losses = normaliser - rows[np.arange(len(targets)), targets]
-        if not np.isfinite(losses).all():
-            raise ValueError("the model returned logits that are not finite; its weights are damaged or overflow")
+        losses = token_losses(logits(ids)[:-1], np.asarray(ids[1:]))
         total += float(losses.sum())
-        count += len(targets)
+        count += len(losses)
         if max_tokens is not None and count >= max_tokens:
             break
     if count == 0:

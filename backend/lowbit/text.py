@@ -188,6 +188,11 @@ class TextModel:
         cache = engine.new_cache(engine.capacity(min(len(ids), engine.context)))
         return engine.forward([(cache, np.asarray(ids, np.int32), True)])
 
+    @property
+    def loaded(self) -> Any:
+        """The model's parts as they lie in memory (checkpoint.LoadedModel): spec, tensors, quantisation."""
+        return self._loaded
+
     def save_low_bit(self, path: str | Path) -> None:
         """Writes the model as a complete low-bit folder that `lowbit.load` opens: weights, tokenizer, settings."""
         from lowbit import checkpoint

@@ -9,6 +9,8 @@ import pytest
 
 import lowbit
 from lowbit import checkpoint, cli, loading
+from lowbit.cli import run
+from lowbit.cli._common import size
 from lowbit.text import Delta
 
 
@@ -180,7 +182,7 @@ def test_run_streams_to_stdout_and_counts_on_stderr(model, capsys):
     ],
 )
 def test_rate(counts, expected):
-    assert cli._rate(counts, 0.0, 2.0, 4.0) == expected
+    assert run._rate(counts, 0.0, 2.0, 4.0) == expected
 
 
 def test_run_passes_options(model):
@@ -310,4 +312,4 @@ def test_version(capsys):
     [(None, "unknown"), (0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 * 2**50, "3072.0 TiB")],
 )
 def test_sizes(count, expected):
-    assert cli.size(count) == expected
+    assert size(count) == expected

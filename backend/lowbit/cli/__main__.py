@@ -1,0 +1,7 @@
+"""`python -m lowbit.cli` is `lowbit`."""
+
+import sys
+
+from lowbit.cli import main
+
+sys.exit(main())

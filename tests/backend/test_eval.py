@@ -1,0 +1,114 @@
+"""Perplexity over sliding windows and formats side by side."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lowbit
+from lowbit import cli, eval
+from lowbit.perplexity import token_losses
+
+MODEL = str(Path(__file__).resolve().parents[2] / "demo" / "model")
+TEXT = "Once upon a time, there was a little fox. The fox lived in a forest. One day, the fox found a shiny stone. " * 4
+
+
+@pytest.fixture(scope="module")
+def model():
+    return lowbit.load(MODEL, low_bit="fp32")
+
+
+@pytest.mark.parametrize(
+    ("count", "ctx", "stride"), [(10, 4, 4), (10, 4, 1), (9, 4, 3), (4, 4, 4), (2, 8, 8), (33, 8, 5)]
+)
+def test_windows_score_each_token_once(count, ctx, stride):
+    scored = []
+    for begin, end, new in eval.windows(count, ctx, stride):
+        assert end - begin <= ctx
+        assert begin < end - new  # something stands before each scored token
+        scored += range(end - new, end)
+    if stride < ctx:
+        assert scored == list(range(1, count))
+    else:  # windows that do not overlap: the first token of each is seen by nobody
+        assert scored == [i for i in range(count) if i % ctx]
+
+
+def test_one_window_is_the_plain_sum(model):
+    ids = model.encode(TEXT)
+    exact = token_losses(model.logits(ids)[:-1], np.array(ids[1:])).mean()
+    result = eval.perplexity(model, TEXT)
+    assert result.tokens == len(ids) - 1
+    assert result.loss == pytest.approx(exact, rel=1e-6)
+
+
+def test_a_smaller_stride_sees_more_and_predicts_better(model):
+    coarse, fine = (eval.perplexity(model, TEXT, ctx=32, stride=s) for s in (32, 8))
+    assert fine.loss < coarse.loss
+    ids = model.encode(TEXT)
+    by_hand = []  # the loop of transformers' page
+    before = 0
+    for begin in range(0, len(ids), 8):
+        end = min(begin + 32, len(ids))
+        new = end - before
+        losses = token_losses(model.logits(ids[begin:end])[:-1], np.array(ids[begin + 1 : end]))
+        by_hand += losses[-new:].tolist()
+        before = end
+        if end == len(ids):
+            break
+    assert fine.loss == pytest.approx(np.mean(by_hand), rel=1e-6)
+
+
+def test_formats_side_by_side():
+    rows = list(eval.compare(MODEL, TEXT, ["fp32", "sym_int8", "sym_int3"], ctx=64))
+    exact, eight, three = rows
+    assert [row.format for row in rows] == ["fp32", "sym_int8", "sym_int3"]
+    assert exact.divergence == pytest.approx(0, abs=1e-9)
+    assert exact.divergence < eight.divergence < three.divergence
+    assert eight.perplexity == pytest.approx(exact.perplexity, rel=0.05)
+    assert eight.bits_per_weight == pytest.approx(8.25, abs=0.01)
+    assert exact.size > 3 * eight.size
+    assert all(row.tokens_per_second > 0 for row in rows)
+
+
+def test_the_command_prints_a_table(tmp_path, capsys):
+    data = tmp_path / "text.txt"
+    data.write_text(TEXT)
+    arguments = ["perplexity", MODEL, "--data", str(data), "--low-bit", "sym_int4", "nf4", "--ctx", "64", "-q"]
+    assert cli.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["format", "algorithm", "size", "bits/weight", "perplexity", "divergence", "tok/s"]
+    assert [line.split()[0] for line in lines[1:]] == ["sym_int4", "nf4"]
+    assert cli.main([*arguments, "--json", "--clip-search", "--no-reference"]) == 0
+    row = json.loads(capsys.readouterr().out)[0]
+    assert row["divergence"] is None
+    assert math.isfinite(row["perplexity"])
+
+
+def test_convert_takes_a_quantiser(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("Once upon a time.\n\nThe fox lived in a forest.")
+    out = str(tmp_path / "out")
+    calibrated = ["--algorithm", "gptq", "--calibration", str(tmp_path / "text.txt")]
+    assert cli.main(["convert", MODEL, out, "--low-bit", "sym_int3", "-q", *calibrated]) == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["quantization_config"]["quantiser"]["algorithm"] == "gptq"
+    assert lowbit.load(out).generate("Once upon a time", max_new_tokens=3).text
+    assert cli.main(["convert", MODEL, out, "--algorithm", "awq", "-q"]) == 2
+    assert "needs text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("", {}, "at least two"),
+        (TEXT, {"ctx": 100000}, "context allows"),
+        (TEXT, {"ctx": 1}, "context allows"),
+        (TEXT, {"ctx": 16, "stride": 17}, "windows of 16"),
+    ],
+)
+def test_bad_settings(model, text, options, message):
+    with pytest.raises(ValueError, match=message):
+        eval.perplexity(model, text, **options)
