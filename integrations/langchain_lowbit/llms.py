@@ -7,7 +7,7 @@ nothing itself. What the predecessor did wrong is not kept: the prompt is never 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import asdict
 from typing import Any
@@ -51,7 +51,11 @@ class IpexLLM(LowBitModel, LLM):
     """Whether `invoke` of one prompt tells callbacks each delta (`on_llm_new_token`). Changes no result and prints
     nothing; `stream` and `astream` stream in either case."""
     apply_chat_template: bool = False
-    """Whether a prompt is the user's message in the model's chat template, instead of the text to be continued."""
+    """Whether a prompt is the user's message in the model's chat template, instead of the text to be continued; the
+    answer then ends where the template ends a turn."""
+    template: str | None = None
+    """The chat template to apply, for a model without one: the name of a format (`vicuna`, `llama-2`, ...) or a jinja2
+    template, as for `ChatIpexLLM`."""
 
     # ---- what it is ----
 
@@ -61,17 +65,26 @@ class IpexLLM(LowBitModel, LLM):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return self._identity() | ({} if self.model is None else {"apply_chat_template": self.apply_chat_template})
+        templates = {"apply_chat_template": self.apply_chat_template, "template": self.template}
+        return self._identity() | ({} if self.model is None else templates)
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         return self._tracing_params("llm", stop, {**(self.model_kwargs or {}), **kwargs})
 
     # ---- generating: every method below is a fold over the model's deltas ----
 
-    def _prompt(self, text: str) -> str | list[int]:
-        if not self.apply_chat_template:
-            return text
-        return chat.encode(self._loaded.tokenizer, [{"role": "user", "content": text}])
+    def _inputs(
+        self, prompts: Sequence[str], stop: list[str] | None, kwargs: Mapping[str, Any]
+    ) -> tuple[list[str | list[int]], dict[str, Any]]:
+        """What the model continues for some prompts, and the options of all of them."""
+        options = self._options(stop, kwargs)
+        if not (self.apply_chat_template or self.template):
+            return [*prompts], options
+        turns = [
+            chat.turn(self._loaded, [{"role": "user", "content": prompt}], options, template=self.template)
+            for prompt in prompts
+        ]
+        return [turn.prompt for turn in turns], turns[0].options if turns else options
 
     def _call(
         self,
@@ -92,8 +105,7 @@ class IpexLLM(LowBitModel, LLM):
         """One prompt with listening callbacks is streamed to them; several are decoded together as one batch."""
         if self._tells_tokens(prompts, run_manager):
             return self._result([_joined(list(self._stream(prompts[0], stop, run_manager, **kwargs)))])
-        inputs = [self._prompt(prompt) for prompt in prompts]
-        options = self._options(stop, kwargs)
+        inputs, options = self._inputs(prompts, stop, kwargs)
         completions = self._loaded.generate(inputs, **options)
         return self._result([_generation(completion, is_constrained(options)) for completion in completions])
 
@@ -107,8 +119,7 @@ class IpexLLM(LowBitModel, LLM):
         if self._tells_tokens(prompts, run_manager):
             chunks = [chunk async for chunk in self._astream(prompts[0], stop, run_manager, **kwargs)]
             return self._result([_joined(chunks)])
-        inputs = [self._prompt(prompt) for prompt in prompts]
-        options = self._options(stop, kwargs)
+        inputs, options = self._inputs(prompts, stop, kwargs)
         completions = await self._loaded.agenerate(inputs, **options)
         return self._result([_generation(completion, is_constrained(options)) for completion in completions])
 
@@ -119,8 +130,8 @@ class IpexLLM(LowBitModel, LLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        options = self._options(stop, kwargs)
-        with closing(self._loaded.stream(self._prompt(prompt), **options)) as deltas:
+        (start,), options = self._inputs([prompt], stop, kwargs)
+        with closing(self._loaded.stream(start, **options)) as deltas:
             for delta in deltas:
                 chunk = _chunk(delta, is_constrained(options))
                 if run_manager:
@@ -134,8 +145,8 @@ class IpexLLM(LowBitModel, LLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
-        options = self._options(stop, kwargs)
-        async with aclosing(self._loaded.astream(self._prompt(prompt), **options)) as deltas:
+        (start,), options = self._inputs([prompt], stop, kwargs)
+        async with aclosing(self._loaded.astream(start, **options)) as deltas:
             async for delta in deltas:
                 chunk = _chunk(delta, is_constrained(options))
                 if run_manager:

@@ -16,6 +16,7 @@ from langchain_core.load import dumpd
 from langchain_core.prompts import PromptTemplate
 
 import lowbit
+import toy
 from langchain_lowbit import BigdlLLM, IpexLLM
 from langchain_lowbit._arguments import split_model_kwargs
 from lowbit.grammar import UnfinishedError
@@ -392,18 +393,38 @@ def test_stop_of_model_kwargs_is_replaced_by_the_calls(fake):
     assert llm.invoke("x", stop=["time"]) == "Once upon a "
 
 
-def test_chat_template_on_request(fake):
-    fake.tokenizer = SimpleNamespace(
-        chat_template="{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>",
-        special_tokens={},
-        encode=lambda text, add_special_tokens: [add_special_tokens, text],
-    )
-    llm = IpexLLM(model=fake, apply_chat_template=True)
-    llm.invoke("Hi")
-    assert fake.calls[-1][0] == [[False, "<user>Hi<assistant>"]]
-    list(llm.stream("Hi"))
-    assert fake.calls[-1][0] == [False, "<user>Hi<assistant>"]
-    assert llm._identifying_params["apply_chat_template"] is True
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}<assistant>"
+
+
+async def test_chat_template_on_request():
+    """Answers "<user>Hi</s><assistant>" with "Hello", whose turn ends at a token that is not the model's own eos."""
+
+    def logits(ids):
+        text = bytes(i for i in ids if i < 256).decode()
+        said = text.partition("<assistant>")[2]
+        asked = "Hello" if "<assistant>" in text else "raw"
+        said = said if "<assistant>" in text else text[2:]
+        return toy.favour(ord(asked[len(said)]) if len(said) < len(asked) else toy.EOS)
+
+    model = toy.text_model(logits, chat_template=CHAT, generation_config={"eos_token_id": 0})
+    llm = IpexLLM(model=model, apply_chat_template=True, model_kwargs={"max_new_tokens": 9})
+    assert llm.invoke("Hi") == await llm.ainvoke("Hi") == "".join(llm.stream("Hi")) == "Hello"
+    assert "".join([text async for text in llm.astream("Hi")]) == "Hello"
+    assert llm.batch(["Hi", "Hi"]) == ["Hello"] * 2
+    assert IpexLLM(model=model, model_kwargs={"max_new_tokens": 3}).invoke("Hi") == "raw"
+    plain = IpexLLM(model=model)
+    assert llm._identifying_params != plain._identifying_params
+
+
+def test_a_named_chat_template():
+    model = toy.text_model({})
+    prompts = []
+    model.generator.start = lambda requests, **_: prompts.append(model.decode(requests[0].prompt)) or 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        IpexLLM(model=model, template="llama-2").invoke("Hi")
+    assert prompts == ["[INST] Hi [/INST]"]
+    with pytest.raises(ValueError, match=r"no chat template.*template= the name"):
+        IpexLLM(model=model, apply_chat_template=True).invoke("Hi")
 
 
 # ---- results and callbacks ----
