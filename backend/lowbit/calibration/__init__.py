@@ -68,6 +68,7 @@ class Quantiser:
             raise ValueError(f"unknown algorithm {self.algorithm!r}; the algorithms are {', '.join(ALGORITHMS)}")
         if isinstance(self.calibration, str):
             raise TypeError("calibration is a list of texts (or of lists of token ids), not one text")
+        object.__setattr__(self, "calibration", tuple(self.calibration))
         if name != "rtn" and not self.calibration:
             raise ValueError(f"{name} needs text to calibrate on: calibration=[...], a few dozen paragraphs")
         if name != "rtn" and self.imatrix is not None:
