@@ -15,11 +15,13 @@ from typing import Any
 import transformers as hf
 
 from lowbit import checkpoint
-from lowbit.runtime import split_device
+from lowbit.calibration import Quantiser
+from lowbit.runtime import Runtime, split_device
 from lowbit.sources import hub
-from lowbit.torch import folder
-from lowbit.torch.optimize import optimize_model as optimize
+from lowbit.torch.optimize import conversion, convert
 from lowbit.torch.plugin import LowBitConfig
+from lowbit.torch.pretrained import HUB_OPTIONS, Maker, can_stream, model_of, stream
+from lowbit.woq import AutoRoundConfig, AwqConfig, GPTQConfig, RtnConfig, TeqConfig, WeightOnlyQuantConfig
 
 __all__ = [
     "AutoModel",
@@ -33,7 +35,13 @@ __all__ = [
     "AutoModelForSequenceClassification",
     "AutoModelForSpeechSeq2Seq",
     "AutoModelForTokenClassification",
+    "AutoRoundConfig",
+    "AwqConfig",
+    "GPTQConfig",
     "LowBitConfig",
+    "RtnConfig",
+    "TeqConfig",
+    "WeightOnlyQuantConfig",
 ]
 
 logger = logging.getLogger(__name__)
@@ -87,48 +95,50 @@ class _LowBitAuto:
 
         load_in_low_bit: a name of `lowbit.formats`; load_in_4bit is "sym_int4", load_in_8bit "sym_int8"; with none of
         them and no quantization_config the model is loaded as transformers loads it. quantization_config: a
-        LowBitConfig, a BitsAndBytesConfig (nf4, fp4 and int8 become our formats of those bits), or an object with
-        `convert_model(model, optimize_llm=...)`. optimize_model: run known language models on the native decoder. The
-        other arguments are those of `lowbit.optimize_model`, and any further ones those of transformers' class.
-        A low-bit folder is opened as it was saved. Raises ValueError for formats that cannot be, devices other than
-        the CPU, and a model_hub other than "huggingface"; TypeError or OSError as transformers does.
+        LowBitConfig, a WeightOnlyQuantConfig, or a BitsAndBytesConfig (nf4, fp4 and int8 become our formats of those
+        bits). optimize_model: run known language models on the native decoder; these are packed while they are read,
+        so that no float model is ever in memory. imatrix: importance matrix of llama.cpp to weigh errors by. The other
+        arguments are those of `lowbit.optimize_model`, and any further ones those of transformers' class. A low-bit
+        folder is opened as it was saved. Raises ValueError for formats that cannot be, devices other than the CPU, and
+        a model_hub other than "huggingface"; TypeError or OSError as transformers does.
         """
         kwargs = {name: value for name, value in kwargs.items() if name not in WITHOUT_EFFECT}
         _check_place(device_map, model_hub)
         for name, off in (("speculative", False), ("pipeline_parallel_stages", 1)):
             if kwargs.pop(name, off) is not off:
                 raise ValueError(f"{name} is not supported; leave it out (generate takes assistant_model=)")
-        low_bit = load_in_low_bit or ("sym_int4" if load_in_4bit else "sym_int8" if load_in_8bit else None)
-        options = {
+        low_bit: Any = load_in_low_bit or ("sym_int4" if load_in_4bit else "sym_int8" if load_in_8bit else None)
+        options: dict[str, Any] = {
             "modules_to_not_convert": modules_to_not_convert, "embedding_qtype": embedding_qtype,
             "mixed_precision": mixed_precision, "group_size": group_size, "compute": compute, "kv_dtype": kv_dtype,
-            "threads": threads,
+            "threads": threads, "quantiser": None if imatrix is None else Quantiser(imatrix=imatrix),
         }  # fmt: skip
-        config, convert_model = read_config(quantization_config)
-        if config is not None:
-            options.update({k: v for k, v in config.options().items() if v is not None and not options.get(k)})
-            low_bit = low_bit or config.low_bit
-        if imatrix is not None:
-            raise ValueError(
-                "imatrix is for GGUF's i-quants, which are refused here by name; for activation-aware quantisation "
-                "give a quantization_config"
-            )
-        names = ("revision", "cache_dir", "token", "local_files_only")
-        hub_options: dict[str, Any] = {name: kwargs[name] for name in names if name in kwargs}
-        if checkpoint.is_low_bit(config_of(pretrained_model_name_or_path, hub_options)):
+        asked = read_config(quantization_config)
+        low_bit = low_bit or asked.pop("low_bit", None)
+        optimize_model = optimize_model and asked.pop("optimize_llm", True)
+        for name in options:
+            if asked.get(name) is not None and (name in ("compute", "kv_dtype") or not options[name]):
+                options[name] = asked[name]
+        hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        config = config_of(pretrained_model_name_or_path, hub_options)
+        if checkpoint.is_low_bit(config):
             return cls.load_low_bit(
                 pretrained_model_name_or_path, optimize_model=optimize_model, trust_remote_code=trust_remote_code,
-                compute=compute, kv_dtype=kv_dtype, threads=threads, **hub_options,
+                compute=options["compute"], kv_dtype=options["kv_dtype"], threads=options["threads"], **hub_options,
             )  # fmt: skip
-        kwargs[DTYPE] = dtype or torch_dtype or "auto"
+        dtype = dtype or torch_dtype or "auto"
+        if low_bit is not None and optimize_model and not model_args and can_stream(cls.hf_class, config, kwargs):
+            return stream(
+                cls.hf_class, pretrained_model_name_or_path, config, conversion(low_bit, **options), dtype=dtype,
+                show_progress=show_progress, **hub_options,
+            )  # fmt: skip
+        kwargs[DTYPE] = dtype
         model = cls.hf_class.from_pretrained(
             pretrained_model_name_or_path, *model_args, trust_remote_code=trust_remote_code, **kwargs
         )
-        if convert_model is not None:
-            return convert_model(model, optimize_llm=optimize_model)
         if low_bit is None:
             return model
-        return optimize(model, low_bit, optimize_model, show_progress=show_progress, **options)  # type: ignore[arg-type]
+        return convert(model, conversion(low_bit, **options), optimize_llm=optimize_model, show_progress=show_progress)
 
     @classmethod
     def load_low_bit(
@@ -153,22 +163,13 @@ class _LowBitAuto:
         Other arguments that ipex-llm needed again at loading (modules_to_not_convert, torch_dtype, ...) are accepted
         and not needed: the folder records them. Raises FileNotFoundError or ValueError naming cause and fix.
         """
-        from lowbit.runtime import Runtime
-
         _check_place(saved.pop("device_map", None), saved.pop("model_hub", "huggingface"))
         access = hub.Access(cache_dir, token, local_files_only)
         location = hub.locate(pretrained_model_name_or_path, revision, access)
         path = hub.fetch_weights(location, access).folder
         runtime = Runtime(device="cpu", compute=compute, kv_dtype=kv_dtype, threads=threads)
-        loaded = checkpoint.load(path, verify)
-        config = hf.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        with folder.low_memory_init():
-            model = folder.empty_model(_Maker(cls.hf_class, trust_remote_code), config)
-        folder._take_generation_config(model, path)
-        conversion = folder.conversion_of(loaded.quantization, runtime)
-        folder.fill(model, loaded, conversion, path)
-        model.config._name_or_path = str(path)
-        return folder.convert_rest(model, conversion, native=optimize_model)
+        make = Maker(cls.hf_class, trust_remote_code)
+        return model_of(make, checkpoint.load(path, verify), path, runtime, optimize_llm=optimize_model)
 
     @classmethod
     def from_config(cls, config: Any, **kwargs: Any) -> Any:
@@ -176,33 +177,21 @@ class _LowBitAuto:
         return cls.hf_class.from_config(config, **kwargs)
 
 
-class _Maker:
-    """An Auto class where a model class is asked for."""
-
-    def __init__(self, hf_class: Any, trust_remote_code: bool) -> None:
-        self._hf_class, self._trust_remote_code = hf_class, trust_remote_code
-
-    def _from_config(self, config: Any) -> Any:
-        return self._hf_class.from_config(config, trust_remote_code=self._trust_remote_code)
-
-
-def read_config(given: Any) -> tuple[LowBitConfig | None, Any]:
-    """Returns (LowBitConfig, None), or (None, a function model -> converted model), or (None, None).
+def read_config(given: Any) -> dict[str, Any]:
+    """Returns the arguments of `optimize_model` that a quantization_config stands for.
 
     A class in place of an instance stands for an instance with its defaults, as published examples pass it.
     """
     if isinstance(given, type):
         given = given()
     if given is None:
-        return None, None
+        return {}
     if isinstance(given, dict):
         given = LowBitConfig.from_dict(given)
     if isinstance(given, hf.BitsAndBytesConfig):
         given = LowBitConfig.from_bitsandbytes(given)
-    if isinstance(given, LowBitConfig):
-        return given, None
-    if hasattr(given, "convert_model"):
-        return None, given.convert_model
+    if hasattr(given, "load_options"):
+        return dict(given.load_options())
     raise ValueError(
         f"quantization_config is a {type(given).__name__}, which lowbit does not apply; give a LowBitConfig, a "
         "WeightOnlyQuantConfig or a BitsAndBytesConfig, or leave it out and use load_in_low_bit"

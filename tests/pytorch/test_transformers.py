@@ -139,20 +139,39 @@ def test_bitsandbytes_config(llama_folder):
     assert type(model.lm_head).__name__ == "Linear"
 
 
-def test_a_config_that_converts_by_itself(llama_folder):
-    """What WeightOnlyQuantConfig is to this module: an object, or its class, with convert_model."""
+def test_weight_only_quant_config(llama_folder):
+    from lowbit.transformers import AutoModel, AutoModelForCausalLM, WeightOnlyQuantConfig
+
+    for config in (WeightOnlyQuantConfig, WeightOnlyQuantConfig()):  # published examples pass the class
+        layer = (
+            AutoModelForCausalLM.from_pretrained(llama_folder, quantization_config=config).model.layers[0].mlp.up_proj
+        )
+        assert (layer.format.name, layer.group_size, layer.compute) == ("nf4", 32, "fp32")
+    awq = WeightOnlyQuantConfig(
+        weight_dtype="int4", group_size=64, algorithm="AWQ", calib_dataloader=[[tiny.ids(1, 60, seed=9)][0]] * 2
+    )
+    model = AutoModelForCausalLM.from_pretrained(llama_folder, quantization_config=awq, optimize_model=True)
+    plain = AutoModelForCausalLM.from_pretrained(llama_folder, load_in_4bit=True, compute="fp32")
+    assert 1e-3 < close(model(tiny.ids()).logits, plain(tiny.ids()).logits) < 1
+    with pytest.raises(ValueError, match="calibration"):
+        AutoModel.from_pretrained(llama_folder, quantization_config=awq)
+    with pytest.raises(ValueError, match="LowBitConfig"):
+        AutoModelForCausalLM.from_pretrained(llama_folder, quantization_config=object())
+
+
+def test_packed_while_it_is_read(llama_folder, monkeypatch):
+    """A known family never exists as a float model, and is what optimize_model makes of one."""
+    import transformers
+
     from lowbit import optimize_model
     from lowbit.transformers import AutoModelForCausalLM
 
-    class Config:
-        def convert_model(self, model, *, optimize_llm):
-            return optimize_model(model, "asym_int5", optimize_llm)
-
-    for config in (Config, Config()):
-        model = AutoModelForCausalLM.from_pretrained(llama_folder, quantization_config=config)
-        assert model.lm_head.format.name == "asym_int5"
-    with pytest.raises(ValueError, match="LowBitConfig"):
-        AutoModelForCausalLM.from_pretrained(llama_folder, quantization_config=object())
+    expected = optimize_model(tiny.causal("llama"), "nf4", mixed_precision=True, **EXACT)
+    monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", None)
+    model = AutoModelForCausalLM.from_pretrained(llama_folder, load_in_low_bit="nf4", mixed_precision=True, **EXACT)
+    assert close(model(tiny.ids()).logits, expected(tiny.ids()).logits) < 1e-6
+    assert model.lm_head.format.name == "sym_int8"
+    assert model.model.embed_tokens.format.name == "fp32"
 
 
 def test_without_a_format_it_is_transformers(llama_folder):
@@ -300,7 +319,10 @@ def test_quantiser_plug_in(llama_folder):
     from lowbit.transformers import LowBitConfig
 
     config = LowBitConfig("nf4", modules_to_not_convert=["lm_head"], **EXACT)
-    assert LowBitConfig.from_dict(json.loads(config.to_json_string(use_diff=False))).options() == config.options()
+    assert (
+        LowBitConfig.from_dict(json.loads(config.to_json_string(use_diff=False))).load_options()
+        == config.load_options()
+    )
     model = AutoModelForCausalLM.from_pretrained(llama_folder, quantization_config=config)
     expected = optimize_model(tiny.causal("llama"), "nf4", modules_to_not_convert=["lm_head"], **EXACT)
     assert close(model(tiny.ids()).logits, expected(tiny.ids()).logits) < 1e-6

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from lowbit import checkpoint
+from lowbit.calibration import Quantiser
 from lowbit.checkpoint import LoadedModel
 from lowbit.models._spec import ModelSpec, ModuleSpec
 from lowbit.packed import PackedTensor
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=nn.Module)
 DTYPES = {name: dtype for dtype, name in FLOATS.items()}
+CHOICES = ("format", "group_size", "full_range", "head_format", "embedding_format", "modules_to_not_convert")
 CONVERSION = "_lowbit_conversion"  # attribute of a converted model
 
 
@@ -89,6 +91,8 @@ def quantization_of(conversion: Conversion) -> dict[str, Any]:
         "head_format": None if (head := conversion.head or body) is None else head.format.name,
         "embedding_format": None if conversion.embedding is None else conversion.embedding.format.name,
         "modules_to_not_convert": list(conversion.kept),
+        **({"quantiser": conversion.quantiser.to_dict()} if conversion.quantiser != Quantiser() else {}),
+        **conversion.recorded,
     }
 
 
@@ -132,13 +136,18 @@ def _persistent(model: nn.Module) -> set[str]:
     }
 
 
+def local_folder(id_or_path: Any, revision: str | None = None, options: dict[str, Any] | None = None) -> Path:
+    """Returns the folder of a model that is on this machine already: a path, or an id in the hub's cache."""
+    return hub.locate(id_or_path, revision, hub.Access(**{**(options or {}), "local_files_only": True})).folder
+
+
 def _origin(model: nn.Module) -> Path | None:
     """Returns the local folder a model came from: the one it was loaded from, or the hub cache's."""
     name = getattr(getattr(model, "config", None), "_name_or_path", "") or ""
     if not name:
         return None
     try:
-        return hub.locate(name, None, hub.Access(local_files_only=True)).folder
+        return local_folder(name)
     except (OSError, ValueError):
         return None
 
@@ -195,11 +204,12 @@ def _skeletons_from_pretrained() -> Iterator[None]:
         PreTrainedModel.from_pretrained = original  # type: ignore[method-assign]
 
 
-def empty_model(kind: Any, config: Any) -> Any:
-    """Returns a transformers model of a config, in the config's dtype, in evaluation mode."""
+def empty_model(kind: Any, config: Any, dtype: Any = None) -> Any:
+    """Returns a transformers model of a config, in a dtype or the config's, in evaluation mode."""
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    dtype = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or torch.float32
+    if dtype in (None, "auto"):
+        dtype = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or torch.float32
     if isinstance(dtype, str):
         dtype = getattr(torch, dtype)
     before = torch.get_default_dtype()
@@ -238,7 +248,7 @@ def load_low_bit(
 
         with low_memory_init():
             model = empty_model(model_or_class, AutoConfig.from_pretrained(path))
-        _take_generation_config(model, path)
+        take_generation_config(model, path)
     conversion = conversion_of(loaded.quantization, Runtime(device="cpu", **runtime))
     fill(model, loaded, conversion, path)
     return convert_rest(model, conversion, native=optimize_llm)
@@ -269,10 +279,11 @@ def conversion_of(recorded: dict[str, Any], runtime: Any) -> Conversion:
         embedding=choice("embedding_format"),
         kept=tuple(recorded.get("modules_to_not_convert", ())),
         runtime=runtime,
+        recorded={name: value for name, value in recorded.items() if name not in CHOICES},
     )
 
 
-def _take_generation_config(model: Any, path: Path) -> None:
+def take_generation_config(model: Any, path: Path) -> None:
     if (path / checkpoint.GENERATION_CONFIG).exists() and hasattr(model, "generation_config"):
         from transformers import GenerationConfig
 

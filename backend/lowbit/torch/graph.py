@@ -26,7 +26,7 @@ from lowbit.ops import to_fp32
 from lowbit.packed import LINE, PANEL_ROWS, PackedTensor, layout_of
 from lowbit.packed import empty as empty_bytes
 from lowbit.quantize import quantize_rows
-from lowbit.runtime import Runtime, pool
+from lowbit.runtime import Runtime
 from lowbit.sources.gather import gather
 from lowbit.torch import kernels
 from lowbit.torch.modules import FLOATS, LowBitEmbedding, LowBitLinear, is_conv1d
@@ -135,28 +135,24 @@ def _rows(module: nn.Module) -> int:
     return weight.shape[1] if is_conv1d(module) else weight.shape[0]
 
 
-def quantize_joined(
-    model: nn.Module, recipe: Recipe, choice: Choice, group_size: int | None, settings: dict[str, Any]
-) -> list[LowBitLinear]:
-    """Returns low-bit layers for the modules of a recipe, their weights parts of one tensor, quantised as one."""
+def quantize_joined(model: nn.Module, recipe: Recipe, choice: Choice, conversion: Any) -> list[LowBitLinear]:
+    """Returns low-bit layers for the modules of a recipe, their weights parts of one tensor, quantised as one.
+
+    conversion: an optimize.Conversion.
+    """
     modules = modules_of(model, recipe)
     names = [part.source for part in recipe.parts]
     weights = {name: module.weight for name, module in zip(names, modules, strict=True)}
     parts = tuple(replace(part, transpose=is_conv1d(m)) for part, m in zip(recipe.parts, modules, strict=True))
     joined = gather(replace(recipe, parts=parts), ModuleSource(weights))  # type: ignore[arg-type]
-    packed = quantize_rows(
-        joined.read, joined.shape, choice, group_size, name=joined.where, pool=pool(_threads(settings))
-    )
+    canonical = recipe.name.removesuffix(".weight")
+    packed = conversion.pack(joined.read, joined.shape, choice, joined.where, canonical)
     layers = split(packed, [_rows(module) for module in modules], recipe.interleave)
     for layer, module in zip(layers, modules, strict=True):
         layer.dtype = module.weight.dtype  # type: ignore[assignment]
-        layer.compute, layer.tier, layer.threads = settings["compute"], settings["tier"], settings["threads"]
+        layer.compute, layer.tier, layer.threads = conversion.settings.values()
         layer._take_bias(module.bias)  # type: ignore[arg-type]
     return layers
-
-
-def _threads(settings: dict[str, Any]) -> int:
-    return kernels.resolved(settings["compute"], settings["tier"], settings["threads"]).threads
 
 
 def split(packed: PackedTensor, rows: list[int], interleave: bool) -> list[LowBitLinear]:

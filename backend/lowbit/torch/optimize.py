@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -16,9 +16,13 @@ import torch
 from torch import nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from lowbit.calibration import Quantiser, finish, importance_of
 from lowbit.formats import FLOAT, Choice, resolve
 from lowbit.loading import OUTER_FORMAT
-from lowbit.runtime import Runtime
+from lowbit.packed import PackedTensor
+from lowbit.quantize import CLIP_RATIOS, quantize_rows
+from lowbit.runtime import Runtime, pool
+from lowbit.torch import kernels
 from lowbit.torch.modules import FLOATS, LowBitEmbedding, LowBitLinear, is_conv1d
 
 logger = logging.getLogger(__name__)
@@ -31,7 +35,8 @@ class Conversion:
     """What is converted and how. low_bit None: linear layers keep their float type and run on the native kernels.
 
     head: format of the output layer of a language model (None: low_bit). embedding: format of embeddings (None: they
-    stay). kept: modules whose dotted name contains one of these strings stay as they are.
+    stay). kept: modules whose dotted name contains one of these strings stay as they are. quantiser: how weights are
+    rounded, as far as that needs no text.
     """
 
     low_bit: Choice | None
@@ -39,7 +44,9 @@ class Conversion:
     head: Choice | None = None
     embedding: Choice | None = None
     kept: tuple[str, ...] = ()
+    quantiser: Quantiser = field(default_factory=Quantiser)
     runtime: Runtime = field(default_factory=lambda: Runtime(device="cpu"))
+    recorded: dict[str, Any] = field(default_factory=dict)  # what else the low-bit folder says that it came from
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -60,6 +67,31 @@ class Conversion:
         """Returns the group size for a format: what was asked for, else what its name implies."""
         return self.group_size if self.group_size is not None else choice.group_size
 
+    def pack(
+        self,
+        read: Callable[[int, int], Any],
+        shape: tuple[int, ...],
+        choice: Choice,
+        name: str,
+        canonical: str | None = None,
+    ) -> PackedTensor:
+        """Returns a matrix rounded as this conversion says; canonical: its name in an importance matrix."""
+        scaled = choice.format.codes != FLOAT
+        importance = importance_of(self.quantiser)(canonical) if canonical and scaled else None
+        packed = quantize_rows(
+            read, shape, choice, self.group_of(choice), name=name, importance=importance,
+            clip_ratios=CLIP_RATIOS if self.quantiser.clips and scaled else None, pool=self.pool,
+        )  # fmt: skip
+        if scaled:
+            finish(packed, self.quantiser)
+        return packed
+
+    @property
+    def pool(self) -> Any:
+        """The threads that quantise."""
+        settings = self.settings
+        return pool(kernels.resolved(settings["compute"], settings["tier"], settings["threads"]).threads)
+
 
 def optimize_model(
     model: Model,
@@ -71,6 +103,7 @@ def optimize_model(
     group_size: int | None = None,
     mixed_precision: bool = False,
     embedding_qtype: str | None = None,
+    quantiser: Quantiser | str | None = None,
     torch_dtype: Any = "auto",
     compute: str = "int8",
     kv_dtype: str = "fp16",
@@ -86,9 +119,10 @@ def optimize_model(
     model of a known family on the native decoder; whatever a call asks that it cannot do runs on the modules.
     modules_to_not_convert: modules whose dotted name contains one of these strings stay as they are. group_size:
     weights per scale. mixed_precision: the output layer in sym_int8. embedding_qtype: a format for `nn.Embedding`
-    layers, which otherwise keep their values. torch_dtype: cast the model first ("auto": leave it). compute, threads,
-    tier, kv_dtype: as in `lowbit.Runtime`. cpu_embedding, replace_embedding and disable_optimize_pre are accepted as
-    ipex-llm has them and have nothing to change on a CPU.
+    layers, which otherwise keep their values. quantiser: how weights are rounded (`lowbit.calibration.Quantiser`: clip
+    search, double quantisation, an importance matrix). torch_dtype: cast the model first ("auto": leave it). compute,
+    threads, tier, kv_dtype: as in `lowbit.Runtime`. cpu_embedding, replace_embedding and disable_optimize_pre are
+    accepted as ipex-llm has them and have nothing to change on a CPU.
 
     The model is put in evaluation mode and its parameters require no gradient any more: packed weights cannot be
     trained. It gains `save_low_bit(folder)`. Raises ValueError for an unknown format and for weights that are not in
@@ -100,25 +134,53 @@ def optimize_model(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"optimize_model takes a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(modules_to_not_convert, str):
-        raise TypeError(f"modules_to_not_convert is a list of strings; use [{modules_to_not_convert!r}]")
-    conversion = Conversion(
-        low_bit=None if low_bit is None else resolve(low_bit),
-        group_size=group_size,
-        head=resolve(OUTER_FORMAT) if mixed_precision and low_bit and resolve(low_bit).format.codes != FLOAT else None,
-        embedding=None if embedding_qtype is None else resolve(embedding_qtype),
-        kept=tuple(modules_to_not_convert or ()),
-        runtime=Runtime(device="cpu", compute=compute, kv_dtype=kv_dtype, threads=threads, tier=tier),
-    )
-    if conversion.low_bit is not None:
-        conversion.low_bit.format.group(group_size)  # an unknown group size raises here, before anything is changed
+    plan = conversion(
+        low_bit, group_size=group_size, modules_to_not_convert=modules_to_not_convert, mixed_precision=mixed_precision,
+        embedding_qtype=embedding_qtype, quantiser=quantiser, compute=compute, kv_dtype=kv_dtype, threads=threads,
+        tier=tier,
+    )  # fmt: skip
     if torch_dtype not in (None, "auto"):
         model.to(getattr(torch, torch_dtype) if isinstance(torch_dtype, str) else torch_dtype)
-    return convert(model, conversion, optimize_llm=optimize_llm, show_progress=show_progress)
+    return convert(model, plan, optimize_llm=optimize_llm, show_progress=show_progress)
+
+
+def conversion(
+    low_bit: str | Choice | None,
+    *,
+    group_size: int | None = None,
+    modules_to_not_convert: Sequence[str] | None = None,
+    mixed_precision: bool = False,
+    embedding_qtype: str | None = None,
+    quantiser: Quantiser | str | None = None,
+    compute: str = "int8",
+    kv_dtype: str = "fp16",
+    threads: int | None = None,
+    tier: str | None = None,
+) -> Conversion:
+    """Returns what arguments of `optimize_model` mean. Raises ValueError or TypeError for those that mean nothing."""
+    if isinstance(modules_to_not_convert, str):
+        raise TypeError(f"modules_to_not_convert is a list of strings; use [{modules_to_not_convert!r}]")
+    body = None if low_bit is None else resolve(low_bit)
+    if body is not None:
+        body.format.group(group_size)
+    return Conversion(
+        low_bit=body,
+        group_size=group_size,
+        head=resolve(OUTER_FORMAT) if mixed_precision and body and body.format.codes != FLOAT else None,
+        embedding=None if embedding_qtype is None else resolve(embedding_qtype),
+        kept=tuple(modules_to_not_convert or ()),
+        quantiser=Quantiser(quantiser) if isinstance(quantiser, str) else quantiser or Quantiser(),
+        runtime=Runtime(device="cpu", compute=compute, kv_dtype=kv_dtype, threads=threads, tier=tier),
+    )
 
 
 def convert(model: Model, conversion: Conversion, *, optimize_llm: bool = True, show_progress: bool = False) -> Model:
     """Returns the model converted in place; `optimize_model` with its arguments already read."""
+    if conversion.quantiser.needs_layers:
+        raise ValueError(
+            f"{conversion.quantiser.algorithm} with a calibration text reads a checkpoint layer by layer; use it with "
+            "AutoModelForCausalLM.from_pretrained of lowbit.transformers (known families) or with lowbit.load"
+        )
     layers = dict(linear_layers(model))
     _check_memory(layers)
     _warn_of_unused(conversion.kept, layers)
@@ -130,8 +192,7 @@ def convert(model: Model, conversion: Conversion, *, optimize_llm: bool = True, 
         for name, layer in linear_layers(model):
             choice = conversion.of(name, layer, head)
             if choice is not None:
-                group = conversion.group_of(choice)
-                replace_module(model, layer, LowBitLinear.from_linear(layer, choice, group, **conversion.settings))
+                replace_module(model, layer, _low_bit(name, layer, choice, conversion))
             bar.update(1)
         _convert_embeddings(model, conversion, native)
     return convert_rest(model, conversion, native=native)
@@ -148,6 +209,12 @@ def convert_rest(model: Model, conversion: Conversion, *, native: bool) -> Model
         _enable(model, conversion.runtime)
     folder.attach(model, conversion)
     return model
+
+
+def _low_bit(name: str, layer: Any, choice: Choice, conversion: Conversion) -> LowBitLinear:
+    weight = kernels.to_numpy(layer.weight.t() if is_conv1d(layer) else layer.weight)
+    packed = conversion.pack(lambda start, stop: weight[start:stop], weight.shape, choice, f"{name}.weight")
+    return LowBitLinear.from_packed(packed, layer.bias, dtype=layer.weight.dtype, **conversion.settings)
 
 
 def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -199,8 +266,7 @@ def _convert_joined(model: nn.Module, conversion: Conversion, bar: Any) -> bool:
         choice = conversion.of(recipe.parts[0].source.rpartition(".")[0], old[0], head)
         if choice is None:
             continue
-        group = conversion.group_of(choice)
-        new = graph.quantize_joined(model, recipe, choice, group, conversion.settings)
+        new = graph.quantize_joined(model, recipe, choice, conversion)
         for before, after in zip(old, new, strict=True):
             replace_module(model, before, after)
         bar.update(len(old))

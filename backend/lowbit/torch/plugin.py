@@ -14,6 +14,11 @@ from transformers.utils.quantization_config import BitsAndBytesConfig, Quantizat
 from lowbit.checkpoint import QUANT_METHOD
 from lowbit.torch import optimize
 
+OPTIONS = (
+    "low_bit", "group_size", "modules_to_not_convert", "mixed_precision", "embedding_qtype", "optimize_llm", "compute",
+    "kv_dtype", "threads",
+)  # fmt: skip
+
 
 @register_quantization_config(QUANT_METHOD)
 class LowBitConfig(QuantizationConfigMixin):
@@ -50,10 +55,9 @@ class LowBitConfig(QuantizationConfigMixin):
         recorded.pop("quant_method", None)
         self.recorded = recorded  # of a low-bit folder: format, graph, spec, ...
 
-    def options(self) -> dict[str, Any]:
-        """Returns the keyword arguments for `optimize_model`, without low_bit and optimize_llm."""
-        names = ("group_size", "modules_to_not_convert", "mixed_precision", "embedding_qtype", "compute", "kv_dtype")
-        return {name: getattr(self, name) for name in (*names, "threads")}
+    def load_options(self) -> dict[str, Any]:
+        """Returns the keyword arguments for `optimize_model`."""
+        return {name: getattr(self, name) for name in OPTIONS}
 
     @classmethod
     def from_bitsandbytes(cls, config: BitsAndBytesConfig) -> LowBitConfig:
@@ -93,7 +97,7 @@ class LowBitHfQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         config = self.quantization_config
-        return optimize.optimize_model(model, config.low_bit, config.optimize_llm, **config.options())
+        return optimize.optimize_model(model, **config.load_options())
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
         """False: save_pretrained writes float models; save_low_bit saves this one."""
