@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 CHUNK = 1024  # passages embedded and written at a time
 CHUNK_CHARACTERS = 4_000_000  # of text in a chunk, whichever comes first
 BLOCK = 4096  # vectors given to an index at a time
-PROBED = 16  # an "ivf" index looks at one cell in so many
+PROBED = 16  # an "ivf" index looks at one cell in so many, and at so many at least
 # Cosine of the first passage's vector on the disk with a fresh one below which it is not the same model. Another tier
 # changes the last bits, another format gives 0.999 and less (langchain_lowbit.vectorstores.SAME_MODEL).
 SAME_VECTOR = 0.9995
@@ -91,9 +91,9 @@ def build_index(
     """Makes the folder of a finished corpus that of a vector store too, with an index of its vectors; replaces another.
 
     kind, metric and options are those of `VectorIndex`. An "ivf" index gets about 4 * sqrt(passages) cells, trained on
-    vectors from all over the corpus, and looks at a sixteenth of them, if options say nothing else. Nothing is done
-    where the index is there already. Raises ImportError without faiss, naming the extra; ValueError as `Corpus.open`
-    and `VectorIndex`.
+    vectors from all over the corpus, and looks at a sixteenth of them, at least 16, where options say nothing else.
+    Nothing is done where the index is there already. Raises ImportError without faiss, naming the extra; ValueError as
+    `Corpus.open` and `VectorIndex`.
     """
     corpus = Corpus.open(folder)
     chosen = {**(_cells(len(corpus)) if kind == "ivf" else {}), **(options or {})}
@@ -113,7 +113,7 @@ def build_index(
 
 def _cells(count: int) -> dict[str, int]:
     cells = max(1, min(2 ** round(np.log2(4 * count**0.5)), count // VECTORS_PER_CELL))
-    return {"nlist": cells, "nprobe": max(1, cells // PROBED)}
+    return {"nlist": cells, "nprobe": min(cells, max(PROBED, cells // PROBED))}
 
 
 def _is_there(folder: Path, index: VectorIndex, about: Mapping[str, Any]) -> bool:

@@ -313,7 +313,7 @@ def test_an_index_chooses_its_cells(folder, embedder, tmp_path):
     build_index(folder, "ivf")
     index, _, _ = vector_folder.load(folder)
     assert index.is_trained_ivf
-    assert index.options == {"nlist": 10, "nprobe": 1}  # 400 vectors train 10 cells, not 4 * sqrt(400) = 80
+    assert index.options == {"nlist": 10, "nprobe": 10}  # 400 vectors train 10 cells, not 4 * sqrt(400) = 80
     few = embed_corpus(embedder, texts(9), tmp_path / "few").folder
     build_index(few, "ivf")
     index, _, _ = vector_folder.load(few)
