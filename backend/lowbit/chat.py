@@ -6,7 +6,6 @@ gives them, and see copies of plain data only.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import json
@@ -65,11 +64,12 @@ def turn(
     """Returns the prompt of a conversation and the options of its answer, which then ends by itself.
 
     model: a `TextModel`. messages: as in `render`; with the role "tool" (and "tool_call_id", "name") for results, and
-    "tool_calls" as OpenAI's, their arguments objects, in what the assistant said. A system message goes into the user's
-    first one where the template refuses it. options: names of `GenerationOptions`; stop strings add to what ends an
-    answer, an eos_token_id replaces it. tools: OpenAI's tool definitions or their "function" parts; a template that
-    knows no tools is given them in words. tool_choice: as in `tool_calls.required`. tool_syntax: a name of
-    tool_syntax.SYNTAXES, where the template does not show it.
+    "tool_calls" as OpenAI's, their arguments objects, in what the assistant said. Where the template refuses
+    neighbours of one role, they are joined; where it refuses a system message, that is joined with the user's first.
+    options: names of `GenerationOptions`; stop strings add to what ends an answer, an eos_token_id replaces it.
+    tools: OpenAI's tool definitions or their "function" parts; a template that knows no tools is given them in words.
+    tool_choice: as in `tool_calls.required`. tool_syntax: a name of tool_syntax.SYNTAXES, where the template does not
+    show it.
 
     Raises ValueError as `render` does.
     """
@@ -85,7 +85,7 @@ def turn(
         variables |= {"tools": tools or None}
     else:
         messages = tool_calls.in_words(messages, tools, syntax)
-    prompt = _render_with_system(tokenizer, messages, template=template, **variables)
+    prompt = _render_as_taken(tokenizer, messages, template=template, **variables)
     options = answer_options(model, options or {}, template)
     if required:
         raise ValueError(f"tool_choice={tool_choice!r} cannot be enforced in this version; leave it to the model")
@@ -102,17 +102,32 @@ def turn(
     )
 
 
-def _render_with_system(tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> str:
-    try:
-        return render(tokenizer, messages, **options)
-    except ValueError:
-        roles = [m.get("role") for m in messages[:2]]
-        if roles != ["system", "user"]:
-            raise
-        joined = {**messages[1], "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
-        with contextlib.suppress(ValueError):  # then it was not the system message: the first error tells more
-            return render(tokenizer, [joined, *messages[2:]], **options)
-        raise
+def _render_as_taken(tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> str:
+    """A conversation's text; where the template refuses it, with neighbours of one role joined, as many want turns to
+    alternate, and then with the system message in the user's first."""
+    errors: list[ValueError] = []
+    for form in (list, _joined, _system_as_user):
+        try:
+            return render(tokenizer, form(messages), **options)
+        except ValueError as error:
+            errors.append(error)
+    raise errors[0]  # as the template sees what was asked for
+
+
+def _joined(messages: Sequence[Message]) -> list[Message]:
+    result: list[Message] = []
+    for message in messages:
+        plain = set(message) <= {"role", "content"} and message["role"] != "tool"
+        if plain and result and set(result[-1]) <= {"role", "content"} and result[-1]["role"] == message["role"]:
+            result[-1] = {**message, "content": f"{result[-1]['content']}\n\n{message['content']}"}
+        else:
+            result.append(message)
+    return result
+
+
+def _system_as_user(messages: Sequence[Message]) -> list[Message]:
+    first, *others = messages
+    return _joined([{**first, "role": "user"} if first["role"] == "system" and others else first, *others])
 
 
 def render(

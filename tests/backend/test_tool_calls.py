@@ -286,14 +286,34 @@ def test_messages_are_not_changed():
     assert json.dumps(TALK) == before
 
 
+REFUSES_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+ALTERNATES = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('alternate') }}"
+    "{% endif %}{% endfor %}"
+)
+
+
 def test_a_refused_system_message_goes_into_the_users():
-    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + KNOWS_NONE
     system = {"role": "system", "content": "Be brief."}
-    assert prompt_of(refuses, [system, TALK[0]])[0] == "|user:Be brief.\n\nWeather?"
+    for refuses in (REFUSES_SYSTEM, ALTERNATES):
+        assert prompt_of(refuses + KNOWS_NONE, [system, TALK[0]])[0] == "|user:Be brief.\n\nWeather?"
     with pytest.raises(ValueError, match="no system"):
-        prompt_of(refuses, [system])
+        prompt_of(REFUSES_SYSTEM + KNOWS_NONE, [system])
     with pytest.raises(ValueError, match="no system"):
-        prompt_of(refuses + "{{ raise_exception('nothing') }}", [system, TALK[0]])
+        prompt_of(REFUSES_SYSTEM + "{{ raise_exception('nothing') }}", [system, TALK[0]])
+
+
+def test_neighbours_of_one_role_are_joined_only_where_they_are_refused():
+    two = [TALK[0], {"role": "user", "content": "Now?"}]
+    assert prompt_of(KNOWS_NONE, two)[0] == "|user:Weather?|user:Now?"
+    assert prompt_of(ALTERNATES + KNOWS_NONE, two)[0] == "|user:Weather?\n\nNow?"
+    # Results of tools, in words, before the user's next question.
+    assert prompt_of(ALTERNATES + KNOWS_NONE, TALK)[0].endswith(
+        "|user:Result of weather: sunny\nResult of now: noon\n\nAnd?"
+    )
+    assistant = {"role": "assistant", "content": "x"}
+    with pytest.raises(ValueError, match="alternate"):
+        prompt_of(ALTERNATES + KNOWS_TOOLS, [assistant, {**TALK[1]}, *TALK[2:]])
 
 
 def test_marks_that_are_special_tokens_stay_in_the_text():
