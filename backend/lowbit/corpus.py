@@ -24,8 +24,8 @@ __all__ = ["Corpus", "Passage", "PassageFile", "build_index", "embed_corpus"]
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 1024  # passages embedded and written at a time
-CHUNK_CHARACTERS = 4_000_000  # of text in a chunk, whichever comes first
+CHUNK = 512  # passages embedded and written at a time: what an interruption can cost
+CHUNK_CHARACTERS = 2_000_000  # of text in a chunk, whichever comes first
 BLOCK = 4096  # vectors given to an index at a time
 PROBED = 16  # an "ivf" index looks at one cell in so many, and at so many at least
 # Cosine of the first passage's vector on the disk with a fresh one below which it is not the same model. Another tier
@@ -49,7 +49,7 @@ def embed_corpus(
 
     passages: a `PassageFile`, or any iterable of passages or strings that yields the same ones again when going on.
     Passages of white space alone are left out, which is logged. The other arguments are those of `Embedder.encode`.
-    Memory holds a chunk (1024 passages or 4 million characters) and the ids.
+    Memory holds a chunk (512 passages or 2 million characters) and the ids.
 
     Raises ValueError for passages, a model or options that the folder was not begun with, and for an id given twice;
     FileExistsError for a folder of other things; BlockingIOError while another process embeds into it; OSError when the
@@ -67,7 +67,7 @@ def embed_corpus(
     asked = {"source": getattr(passages, "about", {}), "model": _identity(embedder), "options": options}
     with CorpusWriter(Path(folder).expanduser(), asked, truncate_dim or embedder.dimension) as writer:
         total = len(passages) if isinstance(passages, Sized) else None
-        with tqdm(total=total, unit="passage", desc="Embedding", disable=not show_progress) as bar:
+        with tqdm(total=total, unit=" passages", desc="Embedding", disable=not show_progress) as bar:
             rows = _with_text(passages)
             _pass_over(rows, writer, lambda text: embedder.encode([text], **encode)[0])
             bar.initial = bar.n = writer.passages  # so that the speed shown is that of this run
@@ -105,7 +105,7 @@ def build_index(
     if kind == "ivf" and len(corpus) >= needed:  # with fewer it stays flat
         count = min(len(corpus), 2 * needed)
         index.train(corpus.vectors[np.sort(np.random.default_rng(0).choice(len(corpus), count, replace=False))])
-    with tqdm(total=len(corpus), unit="vector", desc="Indexing", disable=not show_progress) as bar:
+    with tqdm(total=len(corpus), unit=" vectors", desc="Indexing", disable=not show_progress) as bar:
         for start in range(0, len(corpus), BLOCK):
             bar.update(len(index.add(corpus.vectors[start : start + BLOCK])))
     vector_folder.save(corpus.folder, index, corpus.folder / DOCUMENTS, about)
