@@ -126,6 +126,11 @@ def test_convert_passes_what_was_asked(converts, tmp_path, capsys):
     assert f"{out}: nf4, 2.0 KiB" in capsys.readouterr().out
 
 
+def test_convert_takes_the_model_that_a_dead_id_was_made_from(converts, tmp_path):
+    assert cli.main(["convert", "Intel/bge-small-en-v1.5-rag-int8-static", str(tmp_path / "out")]) == 0
+    assert converts[0][0] == "BAAI/bge-small-en-v1.5"
+
+
 def test_convert_refuses_what_is_not_its_own(converts, tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("years of work")
     assert cli.main(["convert", "some/model", str(tmp_path)]) == 2

@@ -28,6 +28,7 @@ def execute(arguments: Arguments) -> None:
     """Quantises a language model, an embedder or a reranker and writes a low-bit folder."""
     from lowbit import checkpoint, formats
     from lowbit.loading import TASKS, load_model, task_of
+    from lowbit.replaced import replacement
     from lowbit.runtime import Runtime
     from lowbit.sources.hub import Access
 
@@ -37,9 +38,10 @@ def execute(arguments: Arguments) -> None:
     _refuse_to_replace(folder)
     start = time.perf_counter()
     access = Access(arguments.cache_dir, arguments.token, arguments.local_files_only, shows_progress(arguments))
-    task = task_of(arguments.model, arguments.revision, access)
+    model = replacement(arguments.model)
+    task = task_of(model, arguments.revision, access)
     loaded = load_model(
-        arguments.model,
+        model,
         arguments.low_bit or TASKS[task],
         task=task,
         group_size=arguments.group_size,
