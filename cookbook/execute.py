@@ -94,9 +94,11 @@ def execute(path: Path, values: Mapping[str, Any], then: str = "") -> NotebookNo
 
 
 def _environment() -> dict[str, str]:
-    """The kernel works in another folder: a relative PYTHONPATH would not reach the package from there."""
+    """This process's, for a kernel in another folder (a relative PYTHONPATH would not reach the package from there)
+    whose outputs are kept (nobody wants to read a download's progress bars, or that they could be prettier)."""
     paths = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore:IProgress not found"}
+    return {**os.environ, **quiet, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _number(notebook: NotebookNode) -> None:

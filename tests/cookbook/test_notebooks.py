@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import execute  # noqa: E402
 from tiny_bert import write_bert  # noqa: E402
 
 NOTEBOOKS = [path.name for path in execute.notebooks()]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MARK = "values for the test: "
 
 
@@ -86,11 +88,23 @@ def test_rag_llama_index(values):
     assert said.count("formats.md: nf4 The format nf4 needs 4.25 bits") >= 2
 
 
-def test_rag_llama_index_with_a_reranker(values, tmp_path):
-    """A cross-encoder of random weights: three of the ten that the index finds, in its order and with its scores."""
+def test_rag_llama_index_as_it_stands(values, tmp_path, monkeypatch):
+    """No parameter changed: the hub ids are found in a hub's cache, which holds small models under those names.
+
+    The cross-encoder has random weights: three of the ten that the index finds, in its order and with its scores.
+    """
     reranker = write_bert(tmp_path / "reranker", labels=1, vocab_size=30522, max_position_embeddings=256)
     (reranker / "vocab.txt").write_bytes((minilm() / "vocab.txt").read_bytes())
-    found, _ = run("rag_llama_index.ipynb", {**values, "RERANKER": str(reranker)}, *LLAMA_INDEX)
+    folders = {**values, "RERANKER": reranker}
+    for key, model in execute.parameters(stored("rag_llama_index.ipynb")).items():
+        if key in folders:
+            cached = tmp_path / "hub" / f"models--{model.replace('/', '--')}"
+            shutil.copytree(folders[key], cached / "snapshots" / COMMIT)
+            (cached / "refs").mkdir()
+            (cached / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found, _ = run("rag_llama_index.ipynb", {}, *LLAMA_INDEX)
     assert len(found["sources"]) == 3
     assert {text for _, text, _ in found["sources"]} <= set(found["retrieved"])
     scores = [score for _, _, score in found["sources"]]
