@@ -129,6 +129,22 @@ def _atoms(w: Packed) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]
     return codes, line(0), line(1) if f["has_min"] else None
 
 
+def integer_codes(w: Packed) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Returns what int8 compute reads: integers [rows, k_padded] (int64), and the scale and minimum of each (fp32)."""
+    codes, scales, minima = _atoms(w)
+    if FORMATS[w.name]["codes"] == 1:
+        codes = np.rint(CODEBOOKS[w.name] * INT8_UNIT[w.name]).astype(np.int64)[codes]
+    else:
+        codes = codes - FORMATS[w.name]["offset"]
+
+    def spread(groups: np.ndarray) -> np.ndarray:
+        per_weight = np.repeat(groups, w.layout["group_size"], axis=2).astype(np.float32)
+        return per_weight.reshape(-1, w.layout["k_padded"])[: w.rows]
+
+    integers = codes.reshape(-1, w.layout["k_padded"])[: w.rows]
+    return integers, spread(scales), None if minima is None else spread(minima)
+
+
 def exact_values(w: Packed, compute: str = "fp32") -> np.ndarray:
     """Returns the weight [rows, k] in fp64, as the compute type ("fp32" or "int8") sees it."""
     layout, f = w.layout, FORMATS[w.name]

@@ -165,7 +165,7 @@ def gather_rows(packed: tuple[Any, ...], ids: np.ndarray) -> np.ndarray:
 
 # ---- linear products (native/src/bind_linear.cpp) -----------------------------------------------------------------
 
-TIERS = ("scalar", "avx2", "avx512", "amx", "avx2_without_vnni")  # the last is for tests and benchmarks
+TIERS = ("scalar", "avx2", "avx512", "amx", "avx2_without_vnni", "amx_model")  # the last two are for tests
 COMPUTE = ("int8", "fp32")
 
 

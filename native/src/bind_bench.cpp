@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "bind.h"
+#include "buffers.h"
 #include "lowbit/linear.h"
 #include "lowbit/peak.h"
 #include "lowbit/read_lines.h"
@@ -62,12 +63,21 @@ std::pair<double, double> linear_seconds(ThreadPool& pool, int tier, int compute
     w.layout = layout_of(*f, rows, k, group_size);
     const int64_t count = static_cast<int64_t>(data.shape(0)) / w.layout.bytes, m = static_cast<int64_t>(x.shape(0));
     if (static_cast<int64_t>(x.shape(1)) != w.layout.k_padded) throw std::invalid_argument("x must have k_padded columns");
-    const int64_t columns = w.layout.panels * kPanelRows;
-    std::vector<float> y(static_cast<size_t>(m * columns));
-    std::vector<uint8_t> scratch(linear_input_bytes(m, w.layout.k_padded) + kLine);
-    uint8_t* aligned = scratch.data() + (kLine - reinterpret_cast<uintptr_t>(scratch.data()) % kLine);
+    const int64_t k_padded = w.layout.k_padded, x_stride = row_stride(k_padded), y_stride = row_stride(w.layout.panels * kPanelRows);
     nb::gil_scoped_release release;
-    LinearInput input = linear_input(x.data(), w.layout.k_padded, m, k, w.layout.k_padded, static_cast<Compute>(compute), aligned);
+    // Memory and strides as a decoder has them.
+    const auto carve = [&](Carver& c) {
+        struct { float *x, *y, *scratch; } at{c.take(m * x_stride * 4), c.take(m * y_stride * 4), c.take(linear_input_bytes(m, k_padded))};
+        return at;
+    };
+    Carver count_only(nullptr);
+    carve(count_only);
+    const Reservation memory(count_only.used());
+    Carver carver(memory.data());
+    const auto [rows_of_x, y, scratch] = carve(carver);
+    for (int64_t i = 0; i < m; i++) std::copy_n(x.data() + i * k_padded, k_padded, rows_of_x + i * x_stride);
+    LinearInput input = linear_input(rows_of_x, x_stride, m, k, k_padded, static_cast<Compute>(compute), scratch);
+    float* const out = y;
     Times times(pool.size());
     pool.run([&](Team& team) {
         prepare_input(team, kernels, input);
@@ -75,7 +85,7 @@ std::pair<double, double> linear_seconds(ThreadPool& pool, int tier, int compute
         for (int64_t i = 0; i < count; i++) {
             PackedView each = w;
             each.data = data.data() + i * w.layout.bytes;
-            times.member(team, [&] { linear(team, kernels, each, nullptr, input, y.data(), columns); });
+            times.member(team, [&] { linear(team, kernels, each, nullptr, input, out, y_stride); });
             team.barrier();
         }
     });
@@ -86,12 +96,11 @@ std::pair<double, double> linear_seconds(ThreadPool& pool, int tier, int compute
 std::pair<double, double> peak_rate(ThreadPool& pool, int tier, int compute, double seconds) {
     const bool vnni = cpu_features().avx_vnni && tier == static_cast<int>(Tier::avx2), fp32 = compute == 1;
     kernels_of(tier);  // throws where the tier is not available
-    const Peak peak = tier >= static_cast<int>(Tier::avx512) && tier <= static_cast<int>(Tier::amx)
-                          ? (fp32 ? avx512::peak_fp32 : avx512::peak_int8)
-                      : tier == 0 ? throw std::invalid_argument("the scalar tier has no such loop")
-                      : fp32      ? avx2::peak_fp32
-                      : vnni      ? avx2::peak_int8_vnni
-                                  : avx2::peak_int8;
+    if (tier == static_cast<int>(Tier::scalar)) throw std::invalid_argument("the scalar tier has no such loop");
+    const Peak avx2_int8 = vnni ? avx2::peak_int8_vnni : avx2::peak_int8;
+    const Peak peak = tier == static_cast<int>(Tier::amx)      ? (fp32 ? avx512::peak_fp32 : amx::peak_int8)
+                      : tier == static_cast<int>(Tier::avx512) ? (fp32 ? avx512::peak_fp32 : avx512::peak_int8)
+                                                               : (fp32 ? avx2::peak_fp32 : avx2_int8);
     nb::gil_scoped_release release;
     Times times(pool.size());
     std::vector<int64_t> done(static_cast<size_t>(pool.size()));

@@ -134,13 +134,24 @@ KernelTable avx2_without_vnni() {
     return table;
 }
 
+// The amx tier with its tile instructions in C++.
+KernelTable amx_model_table() {
+    KernelTable table = kernel_table(Tier::avx512);
+    table.linear.tiles = amx_model::linear_kernels().tiles;
+    return table;
+}
+
 }  // namespace
 
 const KernelTable& kernels_of(int tier) {
-    constexpr int kAvx2WithoutVnni = static_cast<int>(Tier::amx) + 1;
-    const Tier needed = tier == kAvx2WithoutVnni ? Tier::avx2 : static_cast<Tier>(tier);
-    if (tier < 0 || tier > kAvx2WithoutVnni || !tier_available(needed))
+    constexpr int kAvx2WithoutVnni = static_cast<int>(Tier::amx) + 1, kAmxModel = kAvx2WithoutVnni + 1;
+    const Tier needed = tier == kAvx2WithoutVnni ? Tier::avx2 : tier == kAmxModel ? Tier::avx512 : static_cast<Tier>(tier);
+    if (tier < 0 || tier > kAmxModel || !tier_available(needed))
         throw std::invalid_argument("tier " + std::to_string(tier) + " is not available on this machine");
+    if (tier == kAmxModel) {
+        static const KernelTable model = amx_model_table();
+        return model;
+    }
     if (tier != kAvx2WithoutVnni) return kernel_table(needed);
     static const KernelTable table = avx2_without_vnni();
     return table;

@@ -9,12 +9,13 @@ namespace {
 struct Registered {
     Tier tier;
     LinearKernels (*linear)();
-    VectorKernels (*vector)();
+    VectorKernels (*vector)();  // null: none of its own
 };
 constexpr Registered kTiers[] = {
     {Tier::scalar, scalar::linear_kernels, scalar::vector_kernels},
     {Tier::avx2, avx2::linear_kernels, avx2::vector_kernels},
     {Tier::avx512, avx512::linear_kernels, avx512::vector_kernels},
+    {Tier::amx, amx::linear_kernels, nullptr},
 };
 
 template <class F>
@@ -28,7 +29,9 @@ void overlay(LinearKernels& l, const LinearKernels& u) {
         take(l.fp32[i], u.fp32[i]);
         take(l.int8_many[i], u.int8_many[i]);
         take(l.fp32_many[i], u.fp32_many[i]);
+        take(l.tiles.int8[i], u.tiles.int8[i]);
     }
+    take(l.tiles.quantize, u.tiles.quantize);
     take(l.quantize_row, u.quantize_row);
 }
 
@@ -53,7 +56,7 @@ std::array<KernelTable, 4> merge() {
         for (const Registered& r : kTiers) {
             if (static_cast<int>(r.tier) != tier || !tier_available(r.tier)) continue;
             overlay(table.linear, r.linear());
-            overlay(table.vector, r.vector());
+            if (r.vector) overlay(table.vector, r.vector());
         }
         table.tier = static_cast<Tier>(tier);
         merged[tier] = table;

@@ -7,18 +7,23 @@ namespace {
 
 constexpr size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
 
+// From this number of rows on, unpacking the weights before use pays.
+constexpr int64_t kManyRows = 16;
+
 // Rows of storage for m rows of activations: the last block may be padded (see QuantizedRows).
 int64_t stored_rows(int64_t m) {
     const int64_t last = m % kMaxKernelRows;
     return last ? m - last + interleave_width(last) : m;
 }
 
+// Few rows never go through tiles. Where the tier has none, these bytes are never touched.
+size_t tiled_bytes(int64_t m, int64_t k_padded) {
+    return m < kManyRows ? 0 : round_up(static_cast<size_t>(TiledRows::over(nullptr, m, k_padded).bytes()), kLine);
+}
+
 // Panels that pass through the cache together while all blocks of rows use them: 64 rows of weights, 140 KB for int4 and
 // k = 4096, stay in L2 next to the activations.
 constexpr int64_t kPanelGroup = 4;
-
-// From this number of rows on, unpacking the weights before use pays.
-constexpr int64_t kManyRows = 16;
 
 // Rows that are multiplied with one panel group before the next: what they read (2 MB for k = 4096) stays near.
 constexpr int64_t kSweepRows = 512;
@@ -49,6 +54,18 @@ void run(Team& team, Few few, Many many, const PackedView& w, const Rows& x, flo
     }
 }
 
+// Quantises the rows anew (tiles.h) and multiplies them in tiles. The barriers keep the rows in place while others read them.
+void run_tiles(Team& team, const TileKernels& kernels, const PackedView& w, const LinearInput& x, float* y, int64_t y_stride) {
+    const TiledRows rows = TiledRows::over(x.tiled, x.rows.m, w.layout.k_padded);
+    team.barrier();
+    const Team::Range mine = team.slice(rows.padded_rows);
+    for (int64_t r = mine.begin; r < mine.end; r++)
+        kernels.quantize(r < rows.m ? x.rows.data + r * x.rows.stride : nullptr, x.k, rows, r);
+    team.barrier();
+    const Team::Range panels = share(team, w);
+    kernels.int8[static_cast<int>(w.format->id)](w, panels.begin, panels.end - panels.begin, rows, y, y_stride);
+}
+
 void add_bias(Team& team, const PackedView& w, const float* bias, int64_t m, float* y, int64_t y_stride) {
     const Team::Range mine = share(team, w);
     const int64_t end = std::min(mine.end * kPanelRows, w.layout.rows);
@@ -64,7 +81,7 @@ bool has_int8_compute(const Format& f) {
 
 size_t linear_input_bytes(int64_t m, int64_t k_padded) {
     const size_t blocks = static_cast<size_t>(stored_rows(m)) * k_padded / kAtomK;
-    return round_up(blocks * kAtomK, kLine) + 2 * round_up(blocks * 4, kLine);
+    return round_up(blocks * kAtomK, kLine) + 2 * round_up(blocks * 4, kLine) + tiled_bytes(m, k_padded);
 }
 
 LinearInput linear_input(const float* x, int64_t x_stride, int64_t m, int64_t k, int64_t k_padded, Compute compute,
@@ -80,6 +97,8 @@ LinearInput linear_input(const float* x, int64_t x_stride, int64_t m, int64_t k,
     input.quantized.scales = reinterpret_cast<float*>(bytes);
     bytes += round_up(blocks * 4, kLine);
     input.quantized.sums = reinterpret_cast<int32_t*>(bytes);
+    bytes += round_up(blocks * 4, kLine);
+    input.tiled = bytes;
     input.quantized.k_padded = k_padded;
     input.quantized.m = m;
     return input;
@@ -110,7 +129,9 @@ void linear(Team& team, const KernelTable& kernels, const PackedView& w, const f
             int64_t y_stride) {
     const int id = static_cast<int>(w.format->id);
     const LinearKernels& k = kernels.linear;
-    if (x.compute == Compute::int8 && k.int8[id])
+    if (x.compute == Compute::int8 && k.tiles.int8[id] && x.rows.m >= kManyRows)
+        run_tiles(team, k.tiles, w, x, y, y_stride);
+    else if (x.compute == Compute::int8 && k.int8[id])
         run(team, k.int8[id], k.int8_many[id], w, x.quantized, y, y_stride);
     else
         run(team, k.fp32[id], k.fp32_many[id], w, x.rows, y, y_stride);

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILDS = [build for build in (ROOT / "build").glob("*") if build.name != "sanitize"]
 INSTRUCTION = re.compile(r"^ *[0-9a-f]+:\t(.*)$", re.MULTILINE)
 VEX = re.compile(r"^(\{[a-z]+\} )?v[a-z]|%[yz]mm")  # AVX and above
+TILE = re.compile(r"^(tile|tdp|ldtilecfg|sttilecfg)")  # AMX
 EVEX = re.compile(r"%zmm|%k[0-7]\b|%[xy]mm(1[6-9]|2\d|3[01])\b|\{evex\}")  # AVX-512
 
 
@@ -33,7 +34,7 @@ def run(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("tier", ["scalar", "avx2", "avx512"])
+@pytest.mark.parametrize("tier", ["scalar", "avx2", "avx512", "amx", "amx_model"])
 def test_kernels_define_no_weak_symbols(tier):
     for path in objects(f"kernels_{tier}"):
         symbols = [line.split(None, 2)[-2:] for line in run("nm", "-C", str(path)).splitlines()]
@@ -44,7 +45,15 @@ def test_kernels_define_no_weak_symbols(tier):
 
 
 @pytest.mark.parametrize(
-    ("library", "forbidden"), [("kernels_scalar", VEX), ("kernels_avx2", EVEX), ("lowbit_core", VEX), ("_native", VEX)]
+    ("library", "forbidden"),
+    [
+        ("kernels_scalar", VEX),
+        ("kernels_avx2", EVEX),
+        ("kernels_avx512", TILE),
+        ("kernels_amx_model", TILE),
+        ("lowbit_core", VEX),
+        ("_native", VEX),
+    ],
 )
 def test_no_instruction_above_the_tier(library, forbidden):
     for path in objects(library):
@@ -55,7 +64,9 @@ def test_no_instruction_above_the_tier(library, forbidden):
 
 def test_the_search_for_instructions_can_fail():
     def uses(library: str, pattern: re.Pattern) -> bool:
-        return any(pattern.search(run("objdump", "-d", "--no-show-raw-insn", str(p))) for p in objects(library))
+        code = "".join(run("objdump", "-d", "--no-show-raw-insn", str(p)) for p in objects(library))
+        return any(pattern.search(i) for i in INSTRUCTION.findall(code))
 
     assert uses("kernels_avx512", EVEX)
     assert uses("kernels_avx2", re.compile("%ymm"))
+    assert uses("kernels_amx", TILE)

@@ -4,6 +4,7 @@
 #include "lowbit/activation.h"
 #include "lowbit/cpu.h"
 #include "lowbit/tensor.h"
+#include "lowbit/tiles.h"
 
 namespace lowbit {
 
@@ -61,6 +62,7 @@ struct LinearKernels {
     LinearFp32 fp32[16];
     LinearInt8Many int8_many[16];  // null in every tier = rows go through the kernels above
     LinearFp32Many fp32_many[16];
+    TileKernels tiles;  // where the tier has tiles, many rows of int8 compute go through them
     // Quantises k floats of one row as QuantizedRows describes, padding with zeros up to k_padded (a multiple of 32): four codes
     // every 4 * width bytes, a scale and a sum every width elements.
     void (*quantize_row)(const float* x, int64_t k, int64_t k_padded, int width, int8_t* codes, float* scales, int32_t* sums);
@@ -112,5 +114,7 @@ LinearKernels linear_kernels_without_vnni();  // what linear_kernels() gives on 
 VectorKernels vector_kernels();
 }
 namespace avx512 { LinearKernels linear_kernels(); VectorKernels vector_kernels(); }
+namespace amx { LinearKernels linear_kernels(); }
+namespace amx_model { LinearKernels linear_kernels(); }  // the same on CPUs without tiles, slowly; needs avx512; for tests
 
 }  // namespace lowbit

@@ -18,6 +18,7 @@ struct LinearInput {
     QuantizedRows quantized{};
     int64_t k = 0;
     Compute compute = Compute::int8;
+    uint8_t* tiled = nullptr;  // where linear() quantises the rows for tiles, if the tier has them
 };
 
 // Lays out `input` over scratch (64-byte aligned, linear_input_bytes). No work yet.
@@ -32,7 +33,7 @@ void quantize_columns(const KernelTable& kernels, const LinearInput& input, int6
 void prepare_input(Team& team, const KernelTable& kernels, LinearInput& input);
 
 // Collective: y[m][y_stride] = x W^T (+ bias, fp32 [rows] or null). y has room for layout.panels*16 columns per row; the
-// columns past rows are scratch. Ends without a barrier. A format without int8 compute falls back to fp32 by itself.
+// columns past rows are scratch. May begin with barriers, ends without one. A format without int8 compute falls back to fp32 by itself.
 void linear(Team& team, const KernelTable& kernels, const PackedView& w, const float* bias, const LinearInput& x, float* y,
             int64_t y_stride);
 

@@ -8,6 +8,7 @@ namespace lowbit {
 // available (avx2 int8: vpmaddubsw, vpmaddwd and vpaddd; avx2_vnni: where the CPU has AVX-VNNI).
 using Peak = int64_t (*)(int64_t rounds);
 namespace avx2 { int64_t peak_int8(int64_t rounds); int64_t peak_int8_vnni(int64_t rounds); int64_t peak_fp32(int64_t rounds); }
+namespace amx { int64_t peak_int8(int64_t rounds); }
 namespace avx512 { int64_t peak_int8(int64_t rounds); int64_t peak_fp32(int64_t rounds); }
 
 }  // namespace lowbit

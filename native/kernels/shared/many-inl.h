@@ -106,7 +106,13 @@ void strip(const PackedView& w, int64_t panel, const typename Many::Rows& x, int
         s.begins = s.first_atom == 0;
         s.ends = s.first_atom + s.atoms == all;
         unpack_strip<Many, id, P>(l, w.panel(panel), s, weights, scales);
+        // What is unpacked next, the same panels or those of the next strip, is fetched while the rows are multiplied.
+        const uint8_t* next = s.ends ? w.panel(panel + P) : w.panel(panel) + (s.first_atom + s.atoms) * l.panel_bytes / all;
+        const int64_t bytes = s.atoms * l.panel_bytes / all + kLine, lines = bytes / kLine * kTileRows / m + 1;
+        int64_t fetched = 0;
         for (int64_t row = 0; row < m; row += kTileRows) {
+            for (int64_t i = 0; i < lines && fetched < bytes; i++, fetched += kLine)
+                UNROLL for (int p = 0; p < P; p++) prefetch(next + p * l.panel_bytes + fetched);
             float* to = y + row * y_stride + panel * kPanelRows;
             int v = 0;
             NO_UNROLL for (; v + kTileVectors <= P * kHalves; v += kTileVectors)

@@ -1,0 +1,28 @@
+#include <immintrin.h>
+
+#include "lowbit/peak.h"
+#include "lowbit/tiles.h"
+
+namespace lowbit::amx {
+namespace {
+
+#include "amx/tile_ops-inl.h"
+
+}  // namespace
+
+int64_t peak_int8(int64_t rounds) {
+    TileConfig config{};
+    config.palette = 1;
+    for (int t = 0; t < 8; t++) config.colsb[t] = 64, config.rows[t] = 16;
+    tile_configure(&config);
+    for (int64_t r = 0; r < rounds; r++) {
+        tile_multiply<0, 4, 6>();
+        tile_multiply<1, 4, 7>();
+        tile_multiply<2, 5, 6>();
+        tile_multiply<3, 5, 7>();
+    }
+    tile_release();
+    return rounds * 4 * 16 * 16 * 64;
+}
+
+}  // namespace lowbit::amx

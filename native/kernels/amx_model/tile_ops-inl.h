@@ -1,0 +1,76 @@
+// The tile instructions as the Intel manual describes them (Software Developer's Manual, volume 2, and volume 1 chapter 18 for the
+// limits of configurations), so that the tier's kernels run in tests on CPUs without tiles. What the CPU answers with an exception
+// ends the process here too.
+
+struct TileState {
+    bool configured;
+    int rows[8], colsb[8];
+    uint8_t data[8][16][64];
+};
+thread_local TileState tiles;
+
+inline void require(bool condition) {
+    if (!condition) __builtin_trap();
+}
+
+inline void tile_configure(const TileConfig* config) {
+    uint8_t bytes[64];
+    __builtin_memcpy(bytes, config, 64);
+    require(bytes[0] == 1 && bytes[1] == 0);                       // palette 1, start_row 0
+    for (int i = 2; i < 16; i++) require(bytes[i] == 0);           // reserved
+    for (int i = 32; i < 48; i++) require(bytes[i] == 0);          // colsb of tiles 8 to 15
+    for (int i = 56; i < 64; i++) require(bytes[i] == 0);          // rows of tiles 8 to 15
+    for (int t = 0; t < 8; t++) {
+        const int colsb = bytes[16 + 2 * t] | bytes[17 + 2 * t] << 8, rows = bytes[48 + t];
+        require(rows <= 16 && colsb <= 64 && (rows == 0) == (colsb == 0));
+        tiles.rows[t] = rows;
+        tiles.colsb[t] = colsb;
+    }
+    __builtin_memset(tiles.data, 0, sizeof tiles.data);
+    tiles.configured = true;
+}
+inline void tile_release() {
+    __builtin_memset(&tiles, 0, sizeof tiles);
+}
+
+template <int t>
+inline void usable() {
+    static_assert(t >= 0 && t < 8);
+    require(tiles.configured && tiles.rows[t] > 0);
+}
+
+template <int t>
+inline void tile_zero() {
+    usable<t>();
+    __builtin_memset(tiles.data[t], 0, sizeof tiles.data[t]);
+}
+template <int t>
+inline void tile_load(const void* from, int64_t stride) {
+    tile_zero<t>();  // also rows and columns beyond those configured
+    for (int r = 0; r < tiles.rows[t]; r++)
+        for (int i = 0; i < tiles.colsb[t]; i++) tiles.data[t][r][i] = static_cast<const uint8_t*>(from)[r * stride + i];
+}
+template <int t>
+inline void tile_store(void* to, int64_t stride) {
+    usable<t>();
+    for (int r = 0; r < tiles.rows[t]; r++)
+        for (int i = 0; i < tiles.colsb[t]; i++) static_cast<uint8_t*>(to)[r * stride + i] = tiles.data[t][r][i];
+}
+template <int c, int a, int b>
+inline void tile_multiply() {
+    static_assert(c != a && a != b && c != b);
+    usable<a>(), usable<b>(), usable<c>();
+    require(tiles.colsb[a] % 4 == 0 && tiles.colsb[b] % 4 == 0 && tiles.colsb[c] % 4 == 0);
+    require(tiles.rows[a] == tiles.rows[c] && tiles.colsb[a] / 4 == tiles.rows[b] && tiles.colsb[b] == tiles.colsb[c]);
+    for (int m = 0; m < tiles.rows[c]; m++) {
+        uint32_t sums[16];  // sums wrap
+        __builtin_memcpy(sums, tiles.data[c][m], 64);
+        for (int k = 0; k < tiles.colsb[a] / 4; k++)
+            for (int n = 0; n < tiles.colsb[c] / 4; n++)
+                for (int i = 0; i < 4; i++)
+                    sums[n] += static_cast<uint32_t>(static_cast<int8_t>(tiles.data[a][m][4 * k + i]) *
+                                                     static_cast<int8_t>(tiles.data[b][k][4 * n + i]));
+        __builtin_memcpy(tiles.data[c][m], sums, 64);
+    }
+    for (int m = tiles.rows[c]; m < 16; m++) __builtin_memset(tiles.data[c][m], 0, 64);
+}
