@@ -1,7 +1,11 @@
-"""How close do linear products come to memory speed? GB/s of packed weights beside the best plain reader of the run.
+"""How close do linear products come to memory speed, and for many rows to the speed of the arithmetic units?
 
-One token's activations are multiplied with weights that fill several hundred MB of huge pages, so nothing stays in a
-cache: what a decoder does. For batches (m > 1) the rate falls where arithmetic takes over.
+GB/s of packed weights beside the best plain reader of the run, and multiply-adds per second beside a loop of the same
+instruction on registers alone ("% of peak"). Weights fill several hundred MB of huge pages, so nothing stays in a
+cache: what a decoder does for one token (m = 1), and a prefill for hundreds.
+
+    python benchmarks/bench_linear.py --formats sym_int4 nf4 --m 1 8            # a step
+    python benchmarks/bench_linear.py --formats sym_int4 bf16 --m 128 512 --megabytes 48 --rounds 5   # a prefill
 """
 
 from __future__ import annotations
@@ -48,6 +52,12 @@ def product(pool: Any, weights: tuple[Any, ...], tier: str, compute: str, m: int
     return lambda: data.size / ops.native().linear_seconds(*arguments)[CLOCKS.index(clock)] / 1e9
 
 
+def peak(pool: Any, tier: str, compute: str, clock: str) -> Callable[[], float]:
+    """Returns a function that samples 1e9 multiply-adds per second of the tier's instruction on registers alone."""
+    arguments = (pool, ops.TIERS.index(tier), ops.COMPUTE.index(compute), 0.02)
+    return lambda: ops.native().peak_rate(*arguments)[CLOCKS.index(clock)] / 1e9
+
+
 def measure(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Returns one row per threads, tier, compute type and m for a format."""
     weight = np.random.default_rng(0).normal(0, 0.02, (args.rows, args.k)).astype(np.float32)
@@ -62,14 +72,17 @@ def measure(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
         pool = ops.native().ThreadPool(threads)
         read_name, read = reader(pool, data, args.clock)
         keys = [(tier, compute, m) for tier in args.tiers for compute in compute_types for m in args.m]
-        samples = interleave(
-            {"read": read} | {key: product(pool, weights, *key, args.clock) for key in keys}, args.rounds
-        )
+        peaks = {(t, c): peak(pool, t, c, args.clock) for t in args.tiers for c in compute_types}
+        products = {key: product(pool, weights, *key, args.clock) for key in keys}
+        samples = interleave({"read": read} | peaks | products, args.rounds)
         for key in keys:
             tier, compute, m = key
             row = {"format": name, "tier": tier, "compute": compute, "threads": threads, "m": m}
             row |= {"GB/s": median(samples[key]), "best": max(samples[key]), "read GB/s": median(samples["read"])}
-            rows.append(row | {"% of read": 100 * ratio(samples[key], samples["read"]), "reader": read_name})
+            row |= {"% of read": 100 * ratio(samples[key], samples["read"])}
+            macs = [gb_s / packed.data.size * args.rows * args.k * m for gb_s in samples[key]]
+            row |= {"GMAC/s": median(macs), "% of peak": 100 * ratio(macs, samples[tier, compute])}
+            rows.append(row | {"reader": read_name})
     return rows
 
 
