@@ -116,6 +116,11 @@ class Generator:
         self.sessions = SessionPool(engine, idle_sessions, idle_tokens)
         self._scheduler = Scheduler(engine, self.sessions, max_batch, prefill_chunk)
 
+    @property
+    def max_batch(self) -> int:
+        """Most rows that are decoded together; a caller with more of them gains nothing by asking for more at once."""
+        return self._scheduler.max_batch
+
     def start(self, requests: Sequence[Request], *, cancel: threading.Event | None = None) -> Batch:
         """Returns the events of several prompts, decoded together with those of other calls. `cancel` ends all rows,
         options.cancel its own.
