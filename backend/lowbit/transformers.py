@@ -16,6 +16,7 @@ import transformers as hf
 
 from lowbit import checkpoint
 from lowbit.calibration import Quantiser
+from lowbit.options import GENERATION_NAMES
 from lowbit.runtime import Runtime, split_device
 from lowbit.sources import hub
 from lowbit.torch.optimize import conversion, convert
@@ -53,6 +54,7 @@ WITHOUT_EFFECT = frozenset(
         "use_neural_speed", "use_embedding_runtime", "use_vllm", "lightweight_bmm", "enable_mp",
     )
 )  # fmt: skip
+_OF_MODELS = frozenset(("pad_token_id", "bos_token_id", "eos_token_id"))  # settings of a config, too
 DTYPE = "dtype" if tuple(int(n) for n in hf.__version__.split(".")[:2]) >= (4, 56) else "torch_dtype"
 
 
@@ -98,9 +100,10 @@ class _LowBitAuto:
         LowBitConfig, a WeightOnlyQuantConfig, or a BitsAndBytesConfig (nf4, fp4 and int8 become our formats of those
         bits). optimize_model: run known language models on the native decoder; these are packed while they are read,
         so that no float model is ever in memory. imatrix: importance matrix of llama.cpp to weigh errors by. The other
-        arguments are those of `lowbit.optimize_model`, and any further ones those of transformers' class. A low-bit
-        folder is opened as it was saved. Raises ValueError for formats that cannot be, devices other than the CPU, and
-        a model_hub other than "huggingface"; TypeError or OSError as transformers does.
+        arguments are those of `lowbit.optimize_model`, generation options (temperature, max_length, ...), which become
+        the model's defaults, and any further ones those of transformers' class. A low-bit folder is opened as it was
+        saved. Raises ValueError for formats that cannot be, devices other than the CPU, and a model_hub other than
+        "huggingface"; TypeError or OSError as transformers does.
         """
         kwargs = {name: value for name, value in kwargs.items() if name not in WITHOUT_EFFECT}
         _check_place(device_map, model_hub)
@@ -119,23 +122,27 @@ class _LowBitAuto:
         for name in options:
             if asked.get(name) is not None and (name in ("compute", "kv_dtype") or not options[name]):
                 options[name] = asked[name]
+        generation = _take_generation(kwargs)
         hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         config = config_of(pretrained_model_name_or_path, hub_options)
         if checkpoint.is_low_bit(config):
             return cls.load_low_bit(
                 pretrained_model_name_or_path, optimize_model=optimize_model, trust_remote_code=trust_remote_code,
                 compute=options["compute"], kv_dtype=options["kv_dtype"], threads=options["threads"], **hub_options,
+                **generation,
             )  # fmt: skip
         dtype = dtype or torch_dtype or "auto"
         if low_bit is not None and optimize_model and not model_args and can_stream(cls.hf_class, config, kwargs):
-            return stream(
+            model = stream(
                 cls.hf_class, pretrained_model_name_or_path, config, conversion(low_bit, **options), dtype=dtype,
                 show_progress=show_progress, **hub_options,
             )  # fmt: skip
+            return _generating_with(model, generation)
         kwargs[DTYPE] = dtype
         model = cls.hf_class.from_pretrained(
             pretrained_model_name_or_path, *model_args, trust_remote_code=trust_remote_code, **kwargs
         )
+        model = _generating_with(model, generation)
         if low_bit is None:
             return model
         return convert(model, conversion(low_bit, **options), optimize_llm=optimize_model, show_progress=show_progress)
@@ -169,12 +176,32 @@ class _LowBitAuto:
         path = hub.fetch_weights(location, access).folder
         runtime = Runtime(device="cpu", compute=compute, kv_dtype=kv_dtype, threads=threads)
         make = Maker(cls.hf_class, trust_remote_code)
-        return model_of(make, checkpoint.load(path, verify), path, runtime, optimize_llm=optimize_model)
+        generation = _take_generation(saved)
+        model = model_of(make, checkpoint.load(path, verify), path, runtime, optimize_llm=optimize_model)
+        return _generating_with(model, generation)
 
     @classmethod
     def from_config(cls, config: Any, **kwargs: Any) -> Any:
         """Returns an untrained model of a config, as transformers' class does."""
         return cls.hf_class.from_config(config, **kwargs)
+
+
+def _take_generation(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Removes from loading arguments what is about generation, and returns it: `temperature` beside `load_in_4bit` is
+    what the predecessors' documents show, and transformers refuses."""
+    known = hf.GenerationConfig().to_dict().keys() & GENERATION_NAMES - _OF_MODELS
+    return {name: kwargs.pop(name) for name in sorted(known & kwargs.keys())}
+
+
+def _generating_with(model: Any, options: dict[str, Any]) -> Any:
+    """The model, with options as the defaults of its `generate`; a temperature of 0 is greedy."""
+    if options.get("temperature") == 0:
+        options = {**{name: value for name, value in options.items() if name != "temperature"}, "do_sample": False}
+    if options and getattr(model, "generation_config", None) is not None:
+        model.generation_config.update(**options)
+    if "use_cache" in options:
+        model.config.use_cache = options["use_cache"]
+    return model
 
 
 def read_config(given: Any) -> dict[str, Any]:

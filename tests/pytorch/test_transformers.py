@@ -329,3 +329,18 @@ def test_quantiser_plug_in(llama_folder):
     assert model.generate(tiny.ids(), max_new_tokens=3).shape == (1, 23)
     with pytest.raises(ValueError, match="device_map"):
         AutoModelForCausalLM.from_pretrained(llama_folder, quantization_config=config, device_map={"": "xpu"})
+
+
+def test_generation_options_beside_loading_arguments(tmp_path):
+    """As the predecessors' documents pass them; transformers itself refuses unknown ones since its version 5."""
+    from lowbit.transformers import AutoModelForCausalLM
+
+    arguments = {"temperature": 0, "max_length": 40, "repetition_penalty": 1.5, "use_cache": True}
+    model = AutoModelForCausalLM.from_pretrained(DEMO, load_in_4bit=True, **arguments)
+    model.save_low_bit(tmp_path / "saved")
+    for loaded in (model, AutoModelForCausalLM.load_low_bit(tmp_path / "saved", **arguments)):
+        settings = loaded.generation_config
+        assert (settings.do_sample, settings.max_length, settings.repetition_penalty) == (False, 40, 1.5)
+        assert loaded.config.use_cache
+    with pytest.raises(TypeError, match="tempratur"):
+        AutoModelForCausalLM.from_pretrained(DEMO, load_in_4bit=True, tempratur=0)
