@@ -25,7 +25,7 @@ LAYERS = [
     {"embed", "rerank"},
     {"corpus", "eval"},
     {"torch"},
-    {"transformers"},
+    {"transformers", "compat"},
     {"cli", ""},
 ]
 HEAVY = {"torch", "transformers"}

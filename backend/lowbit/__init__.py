@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from lowbit import formats
+    from lowbit import compat, formats
     from lowbit.embed import Embedder
     from lowbit.rerank import Reranker
     from lowbit.runtime import Runtime
@@ -25,6 +25,7 @@ _LAZY = {
     "Reranker": ("lowbit.rerank", "Reranker"),
     "Runtime": ("lowbit.runtime", "Runtime"),
     "TextModel": ("lowbit.text", "TextModel"),
+    "compat": ("lowbit.compat", None),
     "formats": ("lowbit.formats", None),
     "load_low_bit": ("lowbit.torch", "load_low_bit"),
     "low_memory_init": ("lowbit.torch", "low_memory_init"),
@@ -36,6 +37,7 @@ __all__ = [
     "Runtime",
     "TextModel",
     "__version__",
+    "compat",
     "formats",
     "load",
     "load_low_bit",
