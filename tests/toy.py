@@ -54,15 +54,22 @@ class ToyCache:
         assert 0 <= length <= len(self.ids)
         del self.ids[length:]
 
+    def fork(self, length: int) -> ToyCache:
+        assert 0 <= length <= len(self.ids)
+        other = ToyCache(self.capacity)
+        other.ids = self.ids[:length]
+        return other
+
 
 class ToyEngine:
-    """logits: (ids so far) -> float array [vocab_size]. Counts passes and tokens; `delay` seconds per pass."""
+    """A cache costs a byte per token. logits: (ids so far) -> float array [vocab_size]. Counts passes and tokens; `delay` seconds per pass."""
 
     def __init__(
         self, logits: Callable[[list[int]], np.ndarray], vocab_size: int = VOCAB, context: int = 512, delay: float = 0.0
     ) -> None:
         self.vocab_size = vocab_size
         self.context = context
+        self.token_bytes = 1
         self.logits = logits
         self.delay = delay
         self.passes: list[list[int]] = []  # tokens per part of every pass
@@ -76,6 +83,9 @@ class ToyEngine:
     def new_cache(self, capacity: int) -> ToyCache:
         self.caches += 1
         return ToyCache(capacity)
+
+    def kv_bytes(self, caches: Sequence[ToyCache]) -> int:
+        return sum(cache.length for cache in caches)
 
     def forward(self, parts: list[tuple[Any, np.ndarray, bool]]) -> np.ndarray:
         caches = {id(cache) for cache, _, _ in parts}

@@ -29,15 +29,20 @@ class NativeEngine:
         # The decoder views the arrays of `loaded`; the binding keeps them alive.
         self._decoder = ops.decoder(spec.to_dict(), loaded.tensors, runtime.compute, runtime.tier)
         self._capacities = capacities_of(spec, self.context)
+        self.token_bytes: int = self.new_cache(1).bytes_per_position
 
     def capacity(self, tokens: int) -> int:
         """Returns the capacity of the cache for a sequence of up to that many tokens."""
         return next(c for c in self._capacities if c >= tokens)
 
     def new_cache(self, capacity: int) -> Any:
-        """Returns an empty cache; its memory is reserved at once and touched as it fills."""
+        """Returns an empty cache, which takes memory as it fills."""
         spec = self.spec
         return ops.kv_cache(spec.layers, spec.kv_heads, spec.head_dim, capacity, self._kv_dtype)
+
+    def kv_bytes(self, caches: Sequence[Any]) -> int:
+        """Returns the bytes that caches hold together, shared memory counted once."""
+        return ops.kv_bytes(caches)
 
     def forward(self, parts: list[tuple[Any, np.ndarray, bool]]) -> np.ndarray:
         """Appends tokens to caches and returns logits, float32 [rows, vocab_size]; calls from several threads queue."""

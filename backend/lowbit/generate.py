@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from lowbit.requests import Engine, Event, Request
 from lowbit.rows import Mailbox, Row
 from lowbit.scheduler import Scheduler
-from lowbit.sessions import IDLE_TOKENS, SessionPool
+from lowbit.sessions import IDLE_SESSIONS, SessionPool
 
 __all__ = ["MAX_BATCH", "PREFILL_CHUNK", "Batch", "Engine", "Event", "Generator", "Request"]
 
@@ -100,20 +100,20 @@ class Batch:
 
 
 class Generator:
-    """Generates with one engine, and keeps a few idle sessions: a prompt that begins like an earlier one is prefilled
-    only from where it differs."""
+    """Generates with one engine, and keeps idle sessions within a memory bound: a prompt that begins like an earlier or
+    running one is prefilled only from where it differs, and what they share is held once."""
 
     def __init__(
         self,
         engine: Engine,
         *,
-        idle_sessions: int = 4,
-        idle_tokens: int = IDLE_TOKENS,
+        idle_sessions: int = IDLE_SESSIONS,
+        idle_bytes: int | None = None,
         max_batch: int = MAX_BATCH,
         prefill_chunk: int = PREFILL_CHUNK,
     ) -> None:
         self.engine = engine
-        self.sessions = SessionPool(engine, idle_sessions, idle_tokens)
+        self.sessions = SessionPool(engine, idle_sessions, idle_bytes)
         self._scheduler = Scheduler(engine, self.sessions, max_batch, prefill_chunk)
 
     @property

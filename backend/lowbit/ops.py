@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -213,10 +214,16 @@ def _weights(tensors: dict[str, Any]) -> tuple[dict[str, tuple[Any, ...]], dict[
 def kv_cache(layers: int, kv_heads: int, head_dim: int, capacity: int, dtype: str = "fp16") -> Any:
     """Returns an empty session for `capacity` positions, dtype "fp16", "bf16" or "fp32".
 
-    The memory is reserved at once and used as the session grows. It has length, capacity, bytes_reserved and
-    truncate(length), which keeps the first positions. Raises MemoryError when not even the address space is there.
+    It takes memory as it grows. It has length, capacity, bytes_per_position; truncate(length), which keeps the first
+    positions and frees the memory behind them; and fork(length), which returns a session that begins with them and
+    shares their memory. Raises MemoryError for sizes that no address space holds.
     """
     return native().KvCache(layers, kv_heads, head_dim, capacity, dtype)
+
+
+def kv_bytes(caches: Sequence[Any]) -> int:
+    """Returns the bytes that sessions hold together, what forks share counted once."""
+    return int(native().kv_bytes(list(caches)))
 
 
 def forward(decoder: Any, parts: list[tuple[Any, np.ndarray, bool]], pool: Any) -> np.ndarray:

@@ -17,12 +17,16 @@ class Engine(Protocol):
 
     vocab_size: int
     context: int  # longest sequence, in tokens
+    token_bytes: int  # of a cache, per token
 
     def capacity(self, tokens: int) -> int:
         """Returns the capacity of the cache to use for a sequence that may grow to that many tokens."""
 
     def new_cache(self, capacity: int) -> Cache:
-        """Returns an empty cache; memory is touched as it fills."""
+        """Returns an empty cache, which takes memory as it fills."""
+
+    def kv_bytes(self, caches: Sequence[Cache]) -> int:
+        """Returns the bytes that caches hold together, shared memory counted once."""
 
     def forward(self, parts: list[tuple[Cache, np.ndarray, bool]]) -> np.ndarray:
         """Appends int32 tokens to each cache; returns float32 [rows, vocab_size], logits of the last token of each part

@@ -10,7 +10,7 @@ import numpy as np
 from lowbit import ops
 from lowbit.requests import Engine, Event, Request
 from lowbit.sampling import new_seed
-from lowbit.sessions import Session
+from lowbit.sessions import Held, Session
 
 # Events on their way from whoever makes the steps to the caller who asked for them; an exception ends the caller's
 # rows; None calls the reader to make steps itself. SimpleQueue, because its put() may be interrupted by another put(),
@@ -41,6 +41,8 @@ class Row:
         self.ids[: self.prompt_tokens] = prompt
         self.count = self.prompt_tokens  # ids known so far
         self.session: Session | None = None
+        self.held: Held | None = None  # the session's cache and the ids it holds, for others to begin from
+        self.waits_for: tuple[Row, int] | None = None  # a row that is prefilling what this one begins with, how far
         self.reused = 0  # prompt tokens that a kept session already held
         self.delivered = 0  # events put into the mailbox
         self.taken = 0  # events the caller has read

@@ -23,7 +23,7 @@ import numpy as np
 
 from lowbit.requests import Engine, Event
 from lowbit.rows import Mailbox, Row
-from lowbit.sessions import SessionPool
+from lowbit.sessions import MIN_REUSE, Held, SessionPool, common_prefix
 
 # Events a reader may be behind before its row waits for it: enough for a thread that is late by some steps, and a bound
 # on what is computed for nothing and kept in memory.
@@ -128,16 +128,34 @@ class Scheduler:
         running = [row for row in self._rows if not row.finished and row.unread < RUN_AHEAD][: self.max_batch]
         for row in running:
             if row.session is None:
-                row.session = self.sessions.acquire(row.ids[: row.count], row.ids.size)
-                row.reused = row.session.reused
+                self._admit(row)
             elif row.session.cache.length == row.count:  # its logits were lost with an interrupted step
                 row.session.cache.truncate(row.count - 1)
-        for row, logits in self._forward(self._shares(running)):
+        for row, logits in self._forward(self._shares([row for row in running if row.session is not None])):
             try:
                 row.choose(logits)
             except Exception as error:  # NaN logits, a constraint that allows nothing or breaks: this row's alone
                 row.fail(error)
         self._collect()
+
+    def _admit(self, row: Row) -> None:
+        """Gives a row its session, unless another is just prefilling what both begin with: then it waits for that."""
+        if row.waits_for is not None:
+            other, length = row.waits_for
+            if not other.finished and _cache(other).length < length:
+                return
+        prompt = row.ids[: row.count]
+        running = [other for other in self._rows if other.held is not None and not other.finished]
+        for other in running:
+            shared = common_prefix(other.ids[: other.count], prompt[:-1])
+            if shared >= _cache(other).length + MIN_REUSE and _cache(other).capacity == self.engine.capacity(
+                row.ids.size
+            ):
+                row.waits_for = other, shared
+                return
+        row.session = self.sessions.acquire(prompt, row.ids.size, [other.held for other in running if other.held])
+        row.held = Held(row.session.cache, row.ids)
+        row.reused = row.session.reused
 
     def _shares(self, rows: list[Row]) -> list[tuple[Row, np.ndarray]]:
         """Returns what each row puts into the pass.

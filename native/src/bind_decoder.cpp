@@ -3,6 +3,8 @@
 #include <memory>
 #include <stdexcept>
 
+#include <nanobind/stl/unique_ptr.h>
+
 #include "bind_spec.h"
 #include "lowbit/decoder.h"
 
@@ -96,8 +98,10 @@ void bind_decoder(nb::module_& m) {
             nb::arg("layers"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("capacity"), nb::arg("dtype") = "fp16")
         .def_prop_ro("length", &KvCache::length)
         .def_prop_ro("capacity", [](const KvCache& c) { return c.shape().capacity; })
-        .def_prop_ro("bytes_reserved", &KvCache::bytes_reserved)
-        .def("truncate", &KvCache::truncate, nb::arg("length"));
+        .def_prop_ro("bytes_per_position", &KvCache::bytes_per_position)
+        .def("truncate", &KvCache::truncate, nb::arg("length"))
+        .def("fork", &KvCache::fork, nb::arg("length"));
+    m.def("kv_bytes", &KvCache::bytes, nb::arg("caches"));
 
     nb::class_<BoundDecoder>(m, "Decoder")
         .def("__init__", &construct, nb::arg("spec"), nb::arg("packed"), nb::arg("vectors"), nb::arg("compute"),

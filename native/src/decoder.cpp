@@ -171,6 +171,7 @@ void Decoder::Impl::pass(ThreadPool& pool, const std::vector<Part>& parts, bool 
     if (parts.empty()) return;
     std::lock_guard<std::mutex> guard(entry);
     check(parts);
+    for (const Part& part : parts) part.cache->grow(part.count);
     const std::vector<Chunk> chunks = plan(parts, hidden, out);
     int64_t rows = 0, span_floats = 0;
     for (const Chunk& chunk : chunks) {

@@ -1,13 +1,17 @@
 #include "lowbit/kv_cache.h"
 
+#include <algorithm>
+#include <cstring>
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <unordered_set>
 
 namespace lowbit {
 namespace {
 
 constexpr int64_t kValueAlign = 16;  // elements: values are whole vectors on every tier
+constexpr int64_t kPageBytes = int64_t{2} << 20;  // at least; below, the system has no huge pages for it
 constexpr int64_t kAliasing = 4096;  // bytes; heads a multiple of this apart would compete for the same cache sets
 
 }  // namespace
@@ -25,17 +29,69 @@ KvCache::KvCache(const KvShape& shape) : shape_(shape) {
     head_bytes_ = key_bytes_ + value_stride_ * kKvBlock * size;
     if (head_bytes_ % kAliasing == 0) head_bytes_ += kLine;
     const __int128 block = static_cast<__int128>(head_bytes_) * shape.layers * shape.kv_heads;
-    const __int128 total = block * ((shape.capacity + kKvBlock - 1) / kKvBlock);
-    if (total > (__int128{1} << 62)) throw std::bad_alloc();
+    const int64_t blocks = (shape.capacity + kKvBlock - 1) / kKvBlock;
+    if (block * blocks > (__int128{1} << 62)) throw std::bad_alloc();
     block_bytes_ = static_cast<int64_t>(block);
-    memory_ = Reservation(static_cast<size_t>(total));
+    page_blocks_ = std::min((kPageBytes + block_bytes_ - 1) / block_bytes_, blocks);
+}
+
+void KvCache::check_length(int64_t length, const char* what) const {
+    if (length < 0 || length > length_)
+        throw std::invalid_argument("cannot " + std::string(what) + " a KvCache of length " + std::to_string(length_) +
+                                    " to " + std::to_string(length));
 }
 
 void KvCache::truncate(int64_t length) {
-    if (length < 0 || length > length_)
-        throw std::invalid_argument("cannot truncate a KvCache of length " + std::to_string(length_) + " to " +
-                                    std::to_string(length));
+    check_length(length, "truncate");
     length_ = length;
+    const int64_t pages = pages_for(length);
+    if (pages < static_cast<int64_t>(pages_.size())) {
+        pages_.resize(pages);
+        blocks_.resize(pages * page_blocks_);
+    }
+}
+
+void KvCache::grow(int64_t n) {
+    for (int64_t page = length_ / page_positions(), end = pages_for(length_ + n); page < end; page++) {
+        if (page == static_cast<int64_t>(pages_.size()))
+            set_page(page, std::make_shared<Reservation>(page_blocks_ * block_bytes_));
+        else if (pages_[page].use_count() > 1)  // only the page that length() stands in can be there already
+            set_page(page, copy_of(page, length_ - page * page_positions()));
+    }
+}
+
+std::unique_ptr<KvCache> KvCache::fork(int64_t length) const {
+    check_length(length, "fork");
+    auto other = std::make_unique<KvCache>(shape_);
+    const int64_t full = length / page_positions(), rest = length % page_positions();
+    for (int64_t page = 0; page < full; page++) other->set_page(page, pages_[page]);
+    if (rest) other->set_page(full, copy_of(full, rest));
+    other->length_ = length;
+    return other;
+}
+
+void KvCache::set_page(int64_t index, std::shared_ptr<Reservation> page) {
+    pages_.reserve(index + 1);
+    blocks_.reserve((index + 1) * page_blocks_);  // the last that may throw
+    pages_.resize(std::max<size_t>(pages_.size(), index + 1));
+    blocks_.resize(pages_.size() * page_blocks_);
+    for (int64_t i = 0; i < page_blocks_; i++) blocks_[index * page_blocks_ + i] = page->data() + i * block_bytes_;
+    pages_[index] = std::move(page);
+}
+
+std::shared_ptr<Reservation> KvCache::copy_of(int64_t index, int64_t positions) const {
+    auto page = std::make_shared<Reservation>(page_blocks_ * block_bytes_);
+    std::memcpy(page->data(), pages_[index]->data(), (positions + kKvBlock - 1) / kKvBlock * block_bytes_);
+    return page;
+}
+
+int64_t KvCache::bytes(const std::vector<const KvCache*>& caches) {
+    std::unordered_set<const Reservation*> seen;
+    int64_t total = 0;
+    for (const KvCache* cache : caches)
+        for (const auto& page : cache->pages_)
+            if (seen.insert(page.get()).second) total += static_cast<int64_t>(page->bytes());
+    return total;
 }
 
 }  // namespace lowbit

@@ -128,7 +128,7 @@ def test_the_error_of_one_call_stays_its_own():
     assert isinstance(results[1], LookupError)
     assert results[2] == alone([7])
     assert sorted(results[3]) == sorted(alone([8]) + alone([9]))
-    assert generator.sessions.idle == 4
+    assert generator.sessions.idle == 5
 
 
 def test_a_pass_that_fails_is_tried_row_by_row():

@@ -265,21 +265,77 @@ def test_weights_that_are_not_numbers_do_not_crash(poison, where, compute):
         tiny.run(model, tiny.cache(SPEC, dtype="bf16"), tokens(3))
 
 
-def test_a_cache_costs_what_it_holds():
-    """Reserving is free; memory is touched in blocks of positions as the session grows."""
-    spec = dataclasses.replace(
-        SPEC, layers=16, kv_heads=8, heads=8, head_dim=64, layer_rope=(), ropes=(), layer_window=()
-    )
+# Pages of these caches are one block of 64 positions, 2 MiB and a bit.
+WIDE = dataclasses.replace(
+    SPEC, layers=16, kv_heads=8, heads=8, head_dim=64, layer_rope=(), ropes=(), layer_window=()
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def wide():
+    return tiny.decoder(WIDE, tiny.packed(tiny.random_weights(WIDE)))
+
+
+def test_a_cache_costs_what_it_holds(wide):
+    """A session takes memory in pages as it grows and gives it back when it is cut."""
     before = resident()
-    session = ops.kv_cache(spec.layers, spec.kv_heads, spec.head_dim, 1 << 20, "fp16")
-    assert session.bytes_reserved >= 2 * 2 * 16 * 8 * 64 << 20
+    session = tiny.cache(WIDE, 1 << 20, "fp16")
     assert session.capacity == 1 << 20
+    assert ops.kv_bytes([session]) == 0
+    assert session.bytes_per_position >= 2 * 2 * 16 * 8 * 64
     assert resident() - before < 4 << 20
-    model = tiny.decoder(spec, tiny.packed(tiny.random_weights(spec)))
-    ops.forward(model, [(tiny.cache(spec, dtype="fp16"), tokens(8), False)], POOL)  # scratch and weights
+    ops.forward(wide, [(tiny.cache(WIDE, dtype="fp16"), tokens(8), False)], POOL)  # scratch and weights
     before = resident()
-    ops.forward(model, [(session, tokens(60), False)], POOL)
-    assert resident() - before < 16 << 20  # one block is 2 MiB per 1 KiB of layer-heads
+    ops.forward(wide, [(session, tokens(60), False)], POOL)
+    page = ops.kv_bytes([session])
+    assert 64 * session.bytes_per_position <= page <= 1.2 * 64 * session.bytes_per_position
+    assert resident() - before < 4 * page
+    ops.forward(wide, [(session, tokens(140), False)], POOL)
+    assert ops.kv_bytes([session]) == 4 * page
+    session.truncate(65)
+    assert ops.kv_bytes([session]) == 2 * page
+    session.truncate(0)
+    assert ops.kv_bytes([session]) == 0
+
+
+def test_forks_share_their_beginning(wide):
+    """A fork costs one page at most; it and its origin go on apart, to the same bits as without."""
+    origin = tiny.cache(WIDE, 600)
+    tiny.run(wide, origin, tokens(300))
+    page = ops.kv_bytes([origin]) // 5
+    forks = {n: origin.fork(n) for n in (0, 1, 63, 64, 65, 256, 299, 300)}
+    for n, fork in forks.items():
+        assert (fork.length, fork.capacity) == (n, 600)
+        assert ops.kv_bytes([origin, fork]) == (5 + bool(n % 64)) * page
+    assert ops.kv_bytes([origin, *forks.values()]) == (5 + sum(bool(n % 64) for n in forks)) * page
+    fresh = {}
+    for n, fork in forks.items():
+        own = np.concatenate([tokens(300)[:n], tokens(80, n + 1)])
+        alone = tiny.cache(WIDE, 600)
+        tiny.run(wide, alone, own[:n]) if n else None
+        fresh[n] = tiny.run(wide, alone, own[n:])
+        np.testing.assert_array_equal(tiny.run(wide, fork, own[n:]), fresh[n])
+    again = tiny.cache(WIDE, 600)
+    tiny.run(wide, again, tokens(300))
+    np.testing.assert_array_equal(tiny.run(wide, origin, tokens(20, 2)), tiny.run(wide, again, tokens(20, 2)))
+
+
+def test_a_cut_origin_does_not_write_into_its_forks(wide):
+    origin = tiny.cache(WIDE, 400)
+    tiny.run(wide, origin, tokens(200))
+    fork, expected = origin.fork(200), origin.fork(200)
+    for cut in (128, 100, 3):  # on a border of pages, and inside of a shared one
+        origin.truncate(cut)
+        tiny.run(wide, origin, tokens(30, 5))
+    del origin
+    twin = tiny.cache(WIDE, 400)
+    tiny.run(wide, twin, tokens(200))
+    step = tiny.run(wide, twin, tokens(9, 3))
+    np.testing.assert_array_equal(tiny.run(wide, fork, tokens(9, 3)), step)
+    np.testing.assert_array_equal(tiny.run(wide, expected, tokens(9, 3)), step)
+    for bad in (-1, 210):
+        with pytest.raises(ValueError, match="cannot fork"):
+            fork.fork(bad)
 
 
 def resident() -> int:

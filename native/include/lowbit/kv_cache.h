@@ -1,11 +1,15 @@
-// The KV cache of one session: reserved once for its whole context, touched as it grows, truncated to reuse a prefix.
+// The KV cache of one session: grows by pages, is truncated to reuse a prefix, forked to share one.
 //
 // Positions stand in blocks of kKvBlock; a block holds all layers: [block][layer][head], there the keys of the block
-// transposed, [head_dim][kKvBlock], then its values [kKvBlock][head_dim padded to 16]. So a session that has seen n
-// tokens has touched the memory of n tokens even where the system backs it with 2 MiB pages, and attention multiplies
-// whole vectors without shuffling: 16 keys, or 16 dimensions of a value, at a time.
+// transposed, [head_dim][kKvBlock], then its values [kKvBlock][head_dim padded to 16]. Attention
+// multiplies whole vectors without shuffling: 16 keys, or 16 dimensions of a value, at a time. Blocks stand in pages of
+// at least 2 MiB (so that the system can back them with huge pages) or the whole capacity, whichever is less. Forks
+// share the pages they both have in full: a prefix that many sessions begin with is held once, and forking costs the
+// copy of one page at most.
 #pragma once
 #include <cstdint>
+#include <memory>
+#include <vector>
 
 #include "lowbit/kernels.h"
 #include "lowbit/memory.h"
@@ -25,13 +29,24 @@ public:
     const KvShape& shape() const { return shape_; }
     int64_t length() const { return length_; }
     void advance(int64_t n) { length_ += n; }
-    void truncate(int64_t length);  // keeps the first `length` positions; throws std::invalid_argument unless 0 <=
-                                    // length <= length()
-    int64_t bytes_reserved() const { return static_cast<int64_t>(memory_.bytes()); }
+    // Keeps the first `length` positions and lets go of the pages behind them; throws std::invalid_argument unless 0 <=
+    // length <= length().
+    void truncate(int64_t length);
+
+    // Memory for `n` more positions that this cache alone writes. Throws std::bad_alloc with the content unchanged.
+    void grow(int64_t n);
+
+    // A cache with the first `length` positions of this one. Both may grow on. Neither may be in a pass meanwhile.
+    // Throws std::invalid_argument as truncate does, std::bad_alloc.
+    std::unique_ptr<KvCache> fork(int64_t length) const;
+
+    // Bytes that caches hold together, what they share counted once.
+    static int64_t bytes(const std::vector<const KvCache*>& caches);
+    int64_t bytes_per_position() const { return block_bytes_ / kKvBlock; }
 
     // The block of `position`: its keys, element (d, position) at d * kKvBlock + position % kKvBlock ...
     uint8_t* keys(int64_t layer, int64_t head, int64_t position) const {
-        return memory_.data() + position / kKvBlock * block_bytes_ + (layer * shape_.kv_heads + head) * head_bytes_;
+        return blocks_[position / kKvBlock] + (layer * shape_.kv_heads + head) * head_bytes_;
     }
     // ... and its values, element (position, d) at position % kKvBlock * value_stride() + d.
     uint8_t* values(int64_t layer, int64_t head, int64_t position) const {
@@ -42,7 +57,15 @@ public:
 private:
     KvShape shape_;
     int64_t length_ = 0, value_stride_ = 0, key_bytes_ = 0, head_bytes_ = 0, block_bytes_ = 0;
-    Reservation memory_;
+    int64_t page_blocks_ = 0;
+    std::vector<std::shared_ptr<Reservation>> pages_;
+    std::vector<uint8_t*> blocks_;  // of all pages in order
+
+    int64_t page_positions() const { return page_blocks_ * kKvBlock; }
+    int64_t pages_for(int64_t positions) const { return (positions + page_positions() - 1) / page_positions(); }
+    void check_length(int64_t length, const char* what) const;
+    void set_page(int64_t index, std::shared_ptr<Reservation> page);
+    std::shared_ptr<Reservation> copy_of(int64_t index, int64_t positions) const;
 };
 
 }  // namespace lowbit
