@@ -62,7 +62,8 @@ class ToyCache:
 
 
 class ToyEngine:
-    """A cache costs a byte per token. logits: (ids so far) -> float array [vocab_size]. Counts passes and tokens; `delay` seconds per pass."""
+    """logits: (ids so far) -> float array [vocab_size]. Counts passes and tokens; `delay` seconds per pass. A cache
+    costs a byte per token."""
 
     def __init__(
         self, logits: Callable[[list[int]], np.ndarray], vocab_size: int = VOCAB, context: int = 512, delay: float = 0.0

@@ -129,3 +129,16 @@ class Generator:
         or under max_length; nothing is truncated.
         """
         return Batch(self._scheduler, requests, cancel)
+
+    def memory(self) -> dict[str, int]:
+        """Returns bytes and counts of the key-value caches: idle_sessions, idle_bytes and idle_limit_bytes of those
+        kept; running_sessions; kv_bytes of all together, what they share counted once; token_bytes of one token."""
+        running = self._scheduler.running
+        return {
+            "token_bytes": self.engine.token_bytes,
+            "idle_sessions": self.sessions.idle,
+            "idle_bytes": self.sessions.bytes(),
+            "idle_limit_bytes": self.sessions.idle_bytes,
+            "running_sessions": len(running),
+            "kv_bytes": self.sessions.bytes(running),
+        }

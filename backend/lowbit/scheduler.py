@@ -76,6 +76,11 @@ class Scheduler:
         finally:
             self._tidy()
 
+    @property
+    def running(self) -> list[Any]:
+        """The caches in use."""
+        return [row.held.cache for row in list(self._rows) if row.held is not None and not row.finished]
+
     # ---- the turn ----------------------------------------------------------------------------------------------
 
     def _next(self, mailbox: Mailbox) -> Event | BaseException | None:

@@ -193,6 +193,12 @@ class TextModel:
         """The model's parts as they lie in memory (checkpoint.LoadedModel): spec, tensors, quantisation."""
         return self._loaded
 
+    def memory(self) -> dict[str, int]:
+        """Returns bytes and counts: weights_bytes (mapped ones too), and what `Generator.memory` says of sessions."""
+        tensors = self._loaded.tensors.values()
+        weights = sum(int(getattr(tensor, "data", tensor).nbytes) for tensor in tensors)
+        return {"weights_bytes": weights, **self.generator.memory()}
+
     def save_low_bit(self, path: str | Path) -> None:
         """Writes the model as a complete low-bit folder that `lowbit.load` opens: weights, tokenizer, settings."""
         from lowbit import checkpoint

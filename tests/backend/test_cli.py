@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 import lowbit
+import toy
 from lowbit import checkpoint, cli, loading
 from lowbit.cli import run
 from lowbit.cli._common import size
@@ -87,6 +88,20 @@ def test_info_as_json(capsys, monkeypatch):
     assert facts["devices"][0]["usable"] is True
     threads = next(d for d in facts["decisions"] if d["name"] == "threads")
     assert (threads["value"], threads["reason"]) == ("1", "LOWBIT_THREADS")
+
+
+def test_info_of_a_model_says_what_it_takes_in_memory(capsys, monkeypatch):
+    model = toy.text_model({"hi": "there"}, context=100)
+    model.generate("hi")
+    monkeypatch.setattr(lowbit, "load", lambda path, low_bit: model)
+    assert cli.main(["info", "some-model"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["model"] == "toy, not quantised, weights 0 B"
+    assert lines["kv"].endswith("1 B per token, 100 B for the whole context of 100")
+    assert cli.main(["info", "some-model", "--json"]) == 0
+    memory = json.loads(capsys.readouterr().out)["model"]["memory"]
+    assert memory["idle_sessions"] == 1
+    assert memory["idle_bytes"] == memory["kv_bytes"] == 3 + 5  # the answer's </s> is never fed back
 
 
 def test_a_wrong_variable_is_one_line_on_stderr(capsys, monkeypatch):

@@ -1,4 +1,4 @@
-"""`lowbit info`: the machine, and what would be chosen on it."""
+"""`lowbit info [MODEL]`: the machine, and what would be chosen on it; of a model also what it takes in memory."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ SUMMARY = "Show CPU features, tier, threads, memory and devices, and why they we
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
+    parser.add_argument("model", nargs="?", help="a model that generates text: what it takes in memory")
+    parser.add_argument("--low-bit", default="sym_int4", metavar="FORMAT", help="of the model (default: sym_int4)")
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
@@ -24,11 +26,30 @@ def execute(arguments: Arguments) -> None:
     from lowbit.runtime import describe
 
     facts = {"version": lowbit.__version__, "python": ".".join(map(str, sys.version_info[:3])), **describe()}
+    if arguments.model is not None:
+        facts["model"] = _about(lowbit.load(arguments.model, arguments.low_bit))
     if arguments.json:
         out(json.dumps(facts, indent=2) + "\n")
         return
     width = max(len(name) for name, _ in _info_lines(facts)) + 2
     out("".join(f"{name:<{width}}{text}\n" for name, text in _info_lines(facts)))
+
+
+def _about(model: Any) -> dict[str, Any]:
+    return {
+        "family": model.spec.family,
+        "context": model.context,
+        "format": model.quantization.get("format"),
+        "memory": model.memory(),
+    }
+
+
+def _model_lines(model: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    memory, context = model["memory"], model["context"]
+    token, limit = memory["token_bytes"], memory["idle_limit_bytes"]
+    yield "model", f"{model['family']}, {model['format'] or 'not quantised'}, weights {size(memory['weights_bytes'])}"
+    yield "kv cache", f"{size(token)} per token, {size(token * context)} for the whole context of {context}"
+    yield "kept", f"sessions of up to {size(limit)} or {limit // token} tokens, what they share counted once"
 
 
 def _info_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -45,6 +66,8 @@ def _info_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for device in facts["devices"]:
         state = "usable" if device["usable"] else f"not usable: {'; '.join(device['missing'])}"
         yield "device", f"{device['name']} ({device.get('pci') or device['kind']}): {state}"
+    if "model" in facts:
+        yield from _model_lines(facts["model"])
     for decision in facts["decisions"]:
         yield decision["name"], f"{decision['value']} ({decision['reason']})"
     for decision in facts["environment"]:
