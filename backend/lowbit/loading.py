@@ -136,6 +136,18 @@ def load_model(
     )
 
 
+def config_of(
+    id_or_path: str | os.PathLike,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> dict[str, Any]:
+    """Returns the config.json of a hub id or folder; no weights are downloaded. Raises as `load_model` does."""
+    access = hub.Access(cache_dir, token, local_files_only, False)
+    return _read_config(hub.locate(id_or_path, revision, access).folder)
+
+
 def task_of(id_or_path: str | os.PathLike, revision: str | None, access: hub.Access) -> str:
     """Returns what a model is for, a key of TASKS, by its configuration; no weights are read or downloaded.
 

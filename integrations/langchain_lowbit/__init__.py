@@ -4,6 +4,7 @@ from langchain_lowbit.chat_models import ChatIpexLLM
 from langchain_lowbit.cross_encoders import LowBitCrossEncoder
 from langchain_lowbit.embeddings import IpexLLMBgeEmbeddings, QuantizedBgeEmbeddings, QuantizedBiEncoderEmbeddings
 from langchain_lowbit.llms import BigdlLLM, IpexLLM
+from langchain_lowbit.pipelines import WeightOnlyQuantPipeline
 from langchain_lowbit.vectorstores import FaissVectorStore
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "LowBitCrossEncoder",
     "QuantizedBgeEmbeddings",
     "QuantizedBiEncoderEmbeddings",
+    "WeightOnlyQuantPipeline",
 ]
