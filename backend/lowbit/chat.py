@@ -71,8 +71,9 @@ def turn(
     tool_choice: as in `tool_calls.required`. tool_syntax: a name of tool_syntax.SYNTAXES, where the template does not
     show it.
 
-    Raises ValueError as `render` does.
+    Raises ValueError and TypeError as `render` does.
     """
+    _check(messages)
     tokenizer = model.tokenizer
     text = _template_text(tokenizer, template, tools or None)
     syntax = tool_calls.find_syntax(tool_syntax) if tool_syntax else tool_calls.syntax_of(text)
@@ -148,11 +149,7 @@ def render(
 
     Raises ValueError when there is no template, or when it refuses these messages, with its own words.
     """
-    if not messages:
-        raise ValueError("a conversation needs at least one message")
-    for message in messages:
-        if not isinstance(message, Mapping) or "role" not in message:
-            raise TypeError(f"a message is a dictionary with 'role' and 'content', got {message!r}")
+    _check(messages)
     names = {
         **tokenizer.special_tokens,
         **variables,
@@ -170,6 +167,14 @@ def render(
         raise ValueError(f"the model's chat template refuses these messages: {error.message}") from error
     except TypeError as error:  # a template adds strings; a message's content that is no string breaks it
         raise ValueError(f"the model's chat template cannot take these messages: {error}") from error
+
+
+def _check(messages: Sequence[Message]) -> None:
+    if not messages:
+        raise ValueError("a conversation needs at least one message")
+    for message in messages:
+        if not isinstance(message, Mapping) or "role" not in message:
+            raise TypeError(f"a message is a dictionary with 'role' and 'content', got {message!r}")
 
 
 def encode(tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> list[int]:

@@ -59,6 +59,8 @@ def test_the_templates_own_words_reach_the_user():
 def test_bad_messages(messages):
     with pytest.raises((ValueError, TypeError), match="message"):
         chat.render(toy.byte_tokenizer(TEMPLATE), messages)
+    with pytest.raises((ValueError, TypeError), match="message"):
+        chat.turn(toy.text_model({}, chat_template=TEMPLATE), messages, tools=[{"name": "f"}])
 
 
 def test_helpers_of_templates():
