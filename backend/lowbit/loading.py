@@ -6,6 +6,7 @@ so far and the tensor being packed; its pages of the file are given back right a
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import logging
 import os
@@ -29,6 +30,7 @@ from lowbit.runtime import Resolved, Runtime
 from lowbit.sources import Source, hub, open_source
 from lowbit.sources._foreign import refuse_foreign
 from lowbit.sources.gather import Gathered, gather
+from lowbit.sources.integers import IntegerSource, settings_of, with_old_config
 from lowbit.tokenizer import Tokenizer
 
 __all__ = ["LoadedModel", "load_model"]
@@ -101,7 +103,9 @@ def load_model(
         if not tokenizer_files:
             return saved
         return replace(saved, tokenizer_files=tokenizer_files, provenance={**saved.provenance, **tokenizer_name})
+    config = with_old_config(config, location.folder)
     refuse_foreign(location.folder, config)
+    integers = settings_of(config, location.folder)
     if saved_only:
         raise ValueError(
             f"{location.folder} is not a low-bit folder: it holds a float checkpoint. Load it as a model to quantise "
@@ -116,6 +120,8 @@ def load_model(
     tokenizer_files = tokenizer_files or _matching(location.folder, hub.TOKENIZER_FILES)
     sequences = _calibration(quantiser, family.spec, tokenizer_files)
     source = open_source(location.folder)
+    if integers is not None:
+        source = IntegerSource(source, integers)
     try:
         pool = (runtime or Runtime()).resolve().pool
         tensors = _convert(family, source, location.folder, formats, quantiser, sequences, pool, show_progress)
@@ -130,7 +136,9 @@ def load_model(
         generation_config=read_json(generation) if generation.exists() else {},
         tokenizer_files=tokenizer_files,
         provenance={"source": name, "revision": location.revision, **tokenizer_name},
-        quantization=formats.to_dict() | ({} if quantiser == Quantiser() else {"quantiser": quantiser.to_dict()}),
+        quantization=formats.to_dict()
+        | ({} if integers is None else {"checkpoint": dataclasses.asdict(integers)})
+        | ({} if quantiser == Quantiser() else {"quantiser": quantiser.to_dict()}),
         embedding_files=embedding_files,
         notices=_matching(location.folder, hub.NOTICES),
     )
@@ -272,6 +280,11 @@ def _convert(
                 tensors[name] = _vector(g)
             else:
                 choice = choices[name]
+                if isinstance(source, IntegerSource) and (kept := source.packed(g, choice)) is not None:
+                    tensors[name] = kept
+                    g.release()
+                    bar.update(g.nbytes)
+                    continue
                 counts = importance(name.removesuffix(".weight")) if choice.format.codes != FLOAT else None
                 tensors[name] = packed = quantize_rows(
                     g.read, g.shape, choice, formats.group_of(choice), clip_ratios=clips, importance=counts,

@@ -130,8 +130,7 @@ def test_damaged_index(tmp_path, text):
     ("config", "said"),
     [
         ({"bigdl_transformers_low_bit": "sym_int4"}, "ipex-llm"),
-        ({"quantization_config": {"quant_method": "awq"}}, "AWQ"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "GPTQ"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "HQQ"),
         ({"quantization_config": {"load_in_4bit": True}}, "bitsandbytes"),
         ({"quantization_config": {"quant_method": "unheard-of"}}, "unheard-of"),
     ],
@@ -142,13 +141,18 @@ def test_foreign_configs_are_refused_by_name(tmp_path, config, said):
 
 
 def test_own_and_plain_configs_pass(tmp_path):
-    refuse_foreign(tmp_path, {"quantization_config": {"quant_method": "lowbit"}})
+    for method in ("lowbit", "gptq", "awq"):
+        refuse_foreign(tmp_path, {"quantization_config": {"quant_method": method}})
     refuse_foreign(tmp_path, {"model_type": "llama"})
 
 
 @pytest.mark.parametrize(
     ("file", "content", "said"),
-    [("bigdl_config.json", b"{}", "ipex-llm"), ("m.gguf", b"GGUF", "GGUF"), ("quantize_config.json", b"{}", "GPTQ")],
+    [
+        ("bigdl_config.json", b"{}", "ipex-llm"),
+        ("m.gguf", b"GGUF", "GGUF"),
+        ("quantize_config.json", b"{}", "intel-extension"),
+    ],
 )
 def test_foreign_folders_are_refused_by_name(tmp_path, file, content, said):
     (tmp_path / file).write_bytes(content)

@@ -344,3 +344,22 @@ def test_generation_options_beside_loading_arguments(tmp_path):
         assert loaded.config.use_cache
     with pytest.raises(TypeError, match="tempratur"):
         AutoModelForCausalLM.from_pretrained(DEMO, load_in_4bit=True, tempratur=0)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_checkpoints_of_gptq_and_awq(tmp_path, method):
+    """Their codes run as they are, in modules of transformers' class; nothing but torch and transformers is needed."""
+    import torch
+
+    import integer_checkpoints
+    from lowbit.transformers import AutoModelForCausalLM
+
+    values = integer_checkpoints.write(tmp_path / "model", method, symmetric=False)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", load_in_4bit=True)
+    layer = model.model.layers[1].mlp.down_proj
+    assert (layer.format.name, layer.group_size) == ("asym_int4", integer_checkpoints.GROUP)
+    expected = torch.from_numpy(values["model.layers.1.mlp.down_proj.weight"])
+    assert close(layer.dequantize(), expected) < 5e-3  # bf16
+    assert model.generate(tiny.ids() % 90, max_new_tokens=3, do_sample=False).shape == (1, 23)
+    low = AutoModelForCausalLM.load_low_bit(model.save_low_bit(tmp_path / "saved"))
+    assert close(low(tiny.ids() % 90).logits, model(tiny.ids() % 90).logits) == 0

@@ -8,8 +8,6 @@ ORIGINAL = "load the original (unquantised) Hugging Face model instead and let l
 
 # quant_method of a Hugging Face config.json -> what it is
 QUANT_METHODS = {
-    "awq": "an AWQ checkpoint",
-    "gptq": "a GPTQ checkpoint",
     "bitsandbytes": "a bitsandbytes checkpoint",
     "fp8": "an fp8 checkpoint",
     "compressed-tensors": "a compressed-tensors checkpoint",
@@ -22,7 +20,7 @@ QUANT_METHODS = {
 
 def refuse_foreign(path: Path, config: dict | None = None) -> None:
     """Raises ValueError when a folder, a file or a config.json belongs to a kind of weights that is not read here."""
-    kind = _kind_of_config(config or {}) or (_kind_of_folder(path) if path.is_dir() else _kind_of_file(path))
+    kind = _kind_of_config(config or {}) or (_kind_of_folder(path, config) if path.is_dir() else _kind_of_file(path))
     if kind:
         raise ValueError(f"{path} is {kind}, which lowbit does not read yet; {ORIGINAL}")
 
@@ -36,16 +34,16 @@ def _kind_of_config(config: dict) -> str | None:
     method = str(quantization.get("quant_method", "")).lower()
     if not method and (quantization.get("load_in_4bit") or quantization.get("load_in_8bit")):
         method = "bitsandbytes"
-    if method == "lowbit":
+    if method in ("lowbit", "gptq", "awq"):  # the latter two: integers.py
         return None
     return QUANT_METHODS.get(method, f"quantised by {method or 'an unknown method'}")
 
 
-def _kind_of_folder(folder: Path) -> str | None:
+def _kind_of_folder(folder: Path, config: dict | None = None) -> str | None:
     if (folder / "bigdl_config.json").exists():
         return "a low-bit folder saved by ipex-llm or bigdl-llm (bigdl_config.json)"
-    if (folder / "quantize_config.json").exists():
-        return "a GPTQ or intel-extension-for-transformers checkpoint (quantize_config.json)"
+    if (folder / "quantize_config.json").exists() and not isinstance((config or {}).get("quantization_config"), dict):
+        return "an intel-extension-for-transformers checkpoint (quantize_config.json)"
     if any(folder.glob("*.gguf")):
         return "a folder of GGUF files"
     for pattern, kind in (("tf_model.h5", "a TensorFlow"), ("flax_model.msgpack", "a Flax"), ("*.onnx", "an ONNX")):

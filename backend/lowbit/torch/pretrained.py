@@ -17,6 +17,7 @@ from lowbit.formats import resolve
 from lowbit.loading import load_model
 from lowbit.models._spec import ModelSpec
 from lowbit.runtime import Runtime
+from lowbit.sources.integers import METHODS
 from lowbit.torch import folder, graph
 from lowbit.torch.modules import FLOATS
 from lowbit.torch.optimize import Conversion, convert_rest
@@ -40,7 +41,10 @@ def model_of(
 
 def can_stream(hf_class: Any, config: dict[str, Any], options: dict[str, Any]) -> bool:
     """Returns whether a checkpoint can be packed while it is read: a known family, nothing else asked for."""
-    if hf_class is not hf.AutoModelForCausalLM or set(options) - set(HUB_OPTIONS) or "quantization_config" in config:
+    if hf_class is not hf.AutoModelForCausalLM or set(options) - set(HUB_OPTIONS):
+        return False
+    given = config.get("quantization_config") or {}
+    if given and str(given.get("quant_method", "")).lower() not in METHODS:
         return False
     try:
         family = models.family(config)
