@@ -92,8 +92,7 @@ class CallReader:
         """Returns the words and calls that more text makes certain."""
         self._buffer += text
         if self._undecided:
-            assert self._syntax.begins is not None
-            decision = self._syntax.begins(self._buffer, self._tools)
+            decision = self._begins_with_call()
             if decision is None:
                 return []
             self._undecided, self._inside = False, decision
@@ -101,8 +100,17 @@ class CallReader:
 
     def finish(self) -> list[str | ToolCall]:
         """Returns what was held back, when no more text comes."""
+        self._undecided = False
+        found = self._advance()
         rest, self._buffer = self._buffer, ""
-        return self._read(rest) if self._inside else self._words(rest)
+        return found + (self._read(rest) if self._inside else self._words(rest))
+
+    def _begins_with_call(self) -> bool | None:
+        """Whether the answer is a call without marks; None while its beginning leaves that open."""
+        assert self._syntax.begins is not None
+        if self._syntax.opening and self._buffer.lstrip().startswith(self._syntax.opening):
+            return False
+        return self._syntax.begins(self._buffer, self._tools)
 
     def _advance(self) -> list[str | ToolCall]:
         found: list[str | ToolCall] = []

@@ -53,7 +53,7 @@ _INNER_TOKENS = ("[ARGS]", "[CALL_ID]")
 # ---- readers ----
 
 _FENCE = re.compile(r"\s*```(?:json|tool_code|python)?\s*\n?(.*?)(?:```\s*)?$", re.DOTALL)
-_DECODER = json.JSONDecoder()
+_DECODER = json.JSONDecoder(strict=False)  # models write line breaks into strings as they are
 
 
 def _json_values(text: str) -> Iterator[Any]:
@@ -82,7 +82,7 @@ def _call(value: Any) -> Call:
         raise ValueError('a call is an object with a "name" and "arguments"')
     arguments: Any = next((value[key] for key in ("arguments", "parameters", "args") if value.get(key) is not None), {})
     if isinstance(arguments, str):  # JSON within JSON
-        arguments = json.loads(arguments) if arguments.strip() else {}
+        arguments = json.loads(arguments, strict=False) if arguments.strip() else {}
     if not isinstance(arguments, dict):
         raise ValueError(f"arguments are an object, not {json.dumps(arguments)}")
     return name, arguments
@@ -126,7 +126,7 @@ def _read_glm(text: str, tools: Sequence[str]) -> list[Call]:
     fenced = _FENCE.match(arguments)
     if fenced and fenced[1].lstrip().startswith("tool_call("):
         return [_python_call(fenced[1], name)]
-    return [_call({"name": name, "arguments": json.loads(fenced[1] if fenced else arguments)})]
+    return [_call({"name": name, "arguments": json.loads(fenced[1] if fenced else arguments, strict=False)})]
 
 
 _PAIR = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
@@ -149,7 +149,7 @@ def _read_pairs(text: str, tools: Sequence[str]) -> list[Call]:
         raise ValueError("there is no name of a tool at its beginning")
     name, rest = match.groups()
     if rest.startswith("{"):
-        return [_call({"name": name, "arguments": json.loads(rest)})]
+        return [_call({"name": name, "arguments": json.loads(rest, strict=False)})]
     return [(name, {key.strip(): _loose(value) for key, value in _PAIR.findall(rest)})]
 
 
@@ -184,36 +184,34 @@ def _begins_with_name(text: str, tools: Sequence[str]) -> bool | None:
 # ---- the table; where several marks are in a template, the first row counts ----
 
 _NAMED = '{"name": "NAME", "arguments": ARGUMENTS}'
+_TAGS = ("<tool_call>", "</tool_call>")
+# Small models forget the marks of calls that are JSON: an answer that is the call of a known tool is taken for one.
 SYNTAXES: tuple[ToolSyntax, ...] = (
+    ToolSyntax("glm-4.5", ("<arg_key>",), "<tool_call>NAME\nARGUMENTS</tool_call>", _read_pairs, *_TAGS),
     ToolSyntax(
-        "glm-4.5",
-        ("<arg_key>",),
-        "<tool_call>NAME\nARGUMENTS</tool_call>",
-        _read_pairs,
-        "<tool_call>",
-        "</tool_call>",
+        "qwen-coder", ("<function=",), f"<tool_call>\n{_NAMED}\n</tool_call>", _read_tags, *_TAGS, begins=_begins_json
     ),
     ToolSyntax(
-        "qwen-coder",
-        ("<function=",),
-        f"<tool_call>\n{_NAMED}\n</tool_call>",
-        _read_tags,
-        "<tool_call>",
-        "</tool_call>",
-    ),
-    ToolSyntax(
-        "hermes", ("<tool_call>",), f"<tool_call>\n{_NAMED}\n</tool_call>", read_json, "<tool_call>", "</tool_call>"
+        "hermes", ("<tool_call>",), f"<tool_call>\n{_NAMED}\n</tool_call>", read_json, *_TAGS, begins=_begins_json
     ),
     ToolSyntax(
         "mistral-11", ("[ARGS]",), "[TOOL_CALLS]NAME[ARGS]ARGUMENTS", _read_mistral, "[TOOL_CALLS]", id_length=9
     ),
-    ToolSyntax("mistral", ("[TOOL_CALLS]",), f"[TOOL_CALLS][{_NAMED}]", _read_mistral, "[TOOL_CALLS]", id_length=9),
+    ToolSyntax(
+        "mistral",
+        ("[TOOL_CALLS]",),
+        f"[TOOL_CALLS][{_NAMED}]",
+        _read_mistral,
+        "[TOOL_CALLS]",
+        begins=_begins_json,
+        id_length=9,
+    ),
     ToolSyntax(
         "llama-3",
         ("<|python_tag|>", "Environment: ipython"),
         '{"name": "NAME", "parameters": ARGUMENTS}',
         _read_llama,
-        opening="<|python_tag|>",
+        "<|python_tag|>",
         begins=_begins_json,
         single=True,
     ),

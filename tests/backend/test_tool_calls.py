@@ -36,6 +36,16 @@ WRITTEN = [
     ),
     ("hermes", '<tool_call>{"name": "now", "arguments": "{}"}', "", [NOW]),  # ended by eos, arguments as a string
     ("hermes", '<tool_call>[{"name": "now", "arguments": {}}]</tool_call> Done.', "Done.", [NOW]),
+    ("hermes", '{"name": "weather", "arguments": {"city": "Rom 🏛"}}', "", [ROME]),  # small models forget the marks
+    ("hermes", '{"name": "now", "arguments": {}}\n</tool_call>', "", [NOW]),
+    ("hermes", '{"city": "Rome"}', '{"city": "Rome"}', []),
+    (
+        "hermes",
+        '<tool_call>{"name": "weather", "arguments": {"city": "a\nb"}}</tool_call>',
+        "",
+        [("weather", {"city": "a\nb"})],
+    ),
+    ("mistral", '[{"name": "now", "arguments": {}}]', "", [NOW]),
     ("hermes", "2 < 3 and <tool> is no call", "2 < 3 and <tool> is no call", []),
     (
         "qwen-coder",
