@@ -26,6 +26,7 @@ from lowbit.runtime import nearest
 from lowbit.sampling import CONSTRAINTS, merge
 from lowbit.tokenizer import Tokenizer
 from lowbit.tool_calls import CallReader
+from lowbit.tool_grammar import one_call
 
 Message = Mapping[str, Any]
 
@@ -68,8 +69,8 @@ def turn(
     neighbours of one role, they are joined; where it refuses a system message, that is joined with the user's first.
     options: names of `GenerationOptions`; stop strings add to what ends an answer, an eos_token_id replaces it.
     tools: OpenAI's tool definitions or their "function" parts; a template that knows no tools is given them in words.
-    tool_choice: as in `tool_calls.required`. tool_syntax: a name of tool_syntax.SYNTAXES, where the template does not
-    show it.
+    tool_choice: as in `tool_calls.required`; a call that is required is made so by a grammar. tool_syntax: a name of
+    tool_syntax.SYNTAXES, where the template does not show it.
 
     Raises ValueError and TypeError as `render` does.
     """
@@ -89,7 +90,8 @@ def turn(
     prompt = _render_as_taken(tokenizer, messages, template=template, **variables)
     options = answer_options(model, options or {}, template)
     if required:
-        raise ValueError(f"tool_choice={tool_choice!r} cannot be enforced in this version; leave it to the model")
+        chosen = [tool for tool in tools if tool["function"]["name"] in required]
+        options = options | {"grammar": one_call(chosen, syntax, tokenizer)}
     thinks, thinking = answers.CLOSING in text, prompt.rstrip().endswith(answers.OPENING)
     if thinking and any(options.get(name) is not None for name in CONSTRAINTS):
         prompt, thinking = f"{prompt.rstrip()}\n{answers.CLOSING}\n\n", False  # a grammar leaves no place for thoughts

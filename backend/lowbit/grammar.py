@@ -78,8 +78,8 @@ class Guide:
             _set(words, token, True)
         if not words.any():
             raise ValueError(
-                "no token of this model's vocabulary can continue the answer as the grammar asks: it needs characters "
-                "that the vocabulary does not have"
+                "nothing can continue the answer as the grammar asks: it accepts no text from here, or only text with "
+                "characters that the vocabulary of this model does not have"
             )
         return words
 
@@ -99,7 +99,7 @@ class Guide:
         tokens = vocabulary.first_as_inner(token) if self._count == 0 else [token]
         self._count += 1
         if tokens and not self._matcher.consume_tokens(tokens):
-            raise RuntimeError(f"the grammar cannot go on: {self._matcher.get_error()}")
+            raise RuntimeError(f"the grammar refuses token {token}: {_first_line(self._matcher.get_error())}")
 
 
 class Constraint:
@@ -291,6 +291,11 @@ def check_finished(finish_reason: str, constrained: bool) -> None:
         )
 
 
+def embedded_schema(schema: Mapping[str, Any]) -> str:
+    """Returns a checked schema (`json_schemas.read_schema`) as it stands behind `%json` in a Lark grammar."""
+    return json.dumps({**schema, "x-guidance": _JSON_OPTIONS})
+
+
 def _engine() -> Any:
     try:
         import llguidance
@@ -314,7 +319,14 @@ def _fill(matcher: Any, words: np.ndarray) -> None:
 
     llguidance.numpy.fill_next_token_bitmask(matcher, words)
     if matcher.is_error():
-        raise RuntimeError(f"the grammar cannot go on: {matcher.get_error()}")
+        error = _first_line(matcher.get_error())
+        if not error.startswith("NoExtension"):
+            raise RuntimeError(f"the grammar engine gave up: {error}")
+        words[:] = 0
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]
 
 
 # ---- the four kinds, as canonical text and as the engine's grammar ----

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lowbit.json_numbers import check_value, close_limits
 from lowbit.runtime import nearest
 
 # Keywords that hold schemas: one, a list of them, or a dictionary of them.
@@ -49,10 +50,7 @@ def read_schema(value: Any) -> dict[str, Any]:
     """
     schema: Any
     if isinstance(value, type) and hasattr(value, "model_json_schema"):
-        schema = copy.deepcopy(value.model_json_schema())
-        for _, part in _walk(schema, "$"):
-            if "properties" in part:
-                part.setdefault("additionalProperties", False)
+        schema = close_objects(value.model_json_schema())
     elif isinstance(value, str):
         try:
             schema = json.loads(value)
@@ -71,6 +69,20 @@ def read_schema(value: Any) -> dict[str, Any]:
     return schema
 
 
+def close_objects(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a copy of a schema in which objects with properties have no others, unless it says so.
+
+    What it accepts, the schema accepts. Not for a schema with allOf, whose parts would shut each other out: those stay.
+    """
+    closed = copy.deepcopy(dict(schema))
+    parts = [part for _, part in _walk(closed, "$")]
+    if not any("allOf" in part for part in parts):
+        for part in parts:
+            if "properties" in part and "patternProperties" not in part:
+                part.setdefault("additionalProperties", False)
+    return closed
+
+
 def _check(place: str, part: dict[str, Any]) -> None:
     for keyword in list(part):
         if keyword in _HARMLESS and part[keyword] in _HARMLESS[keyword]:
@@ -84,14 +96,10 @@ def _check(place: str, part: dict[str, Any]) -> None:
             hint = nearest(keyword, sorted(ENFORCED | REFUSED))
             if hint != ".":
                 raise ValueError(f"unknown keyword {keyword!r} at {place} of the JSON schema{hint}")
-    for keyword in ("exclusiveMinimum", "exclusiveMaximum"):
-        if isinstance(part.get(keyword), bool):
-            raise ValueError(
-                f"{keyword!r} at {place} is {part[keyword]}, as in draft 4 of JSON schema: give the limit itself, "
-                f'{{"{keyword}": 0}}'
-            )
     if part.get("format") in _FORMATS_OF_MEANING:
         del part["format"]
+    close_limits(part, place)
+    check_value([part.get("enum"), part.get("const")], place)
 
 
 def _walk(schema: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:

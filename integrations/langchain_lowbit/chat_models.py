@@ -25,6 +25,7 @@ from pydantic import AliasChoices, ConfigDict, Field, model_validator
 from langchain_lowbit._answers import Answer
 from langchain_lowbit._messages import template_messages
 from langchain_lowbit._model import LowBitModel
+from langchain_lowbit._structured import structured_output
 from lowbit import chat, tool_calls
 from lowbit.answers import AnswerReader
 from lowbit.sampling import merge
@@ -166,7 +167,8 @@ class ChatIpexLLM(LowBitModel, BaseChatModel):
         """Returns this model with tools that it may call: answers then have `tool_calls`.
 
         tools: functions, pydantic classes, LangChain tools, JSON schemas or OpenAI's definitions. tool_choice: "auto"
-        (default), "any" or "required", "none", or the name of the tool to call. strict: noted in the definitions.
+        (default), "any" or "required", "none", or the name of the tool to call; where a call is required, a grammar
+        makes the answer one (extra `grammar`). strict: noted in the definitions.
 
         Raises ValueError for a tool_choice that is none of these, with the nearest.
         """
@@ -174,6 +176,28 @@ class ChatIpexLLM(LowBitModel, BaseChatModel):
         tool_calls.required(tool_choice, definitions)
         chosen = {} if tool_choice is None else {"tool_choice": tool_choice}
         return self.bind(tools=definitions, **chosen, **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: Mapping[str, Any] | type,
+        *,
+        method: str = "json_schema",
+        include_raw: bool = False,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """Returns this model with answers that are objects of a schema, enforced token by token: instances of a
+        pydantic class, dictionaries for any other schema. Streams give partial objects.
+
+        schema: pydantic class, TypedDict, JSON schema or OpenAI function. method: "json_schema" lets the answer be JSON
+        of the schema; "function_calling" has the model call a tool of that schema, which its template tells it about;
+        "json_mode" enforces the schema too, its name is for other providers' scripts. include_raw: the result is a
+        dictionary with `raw`, `parsed` and `parsing_error`. strict: noted in a tool's definition. kwargs: options.
+
+        An answer cut short (`max_tokens`) is an OutputParserException, never half an object. Raises ValueError naming
+        a keyword of the schema that cannot be enforced, and ImportError naming the extra where `grammar` is missing.
+        """
+        return structured_output(self, schema, method, include_raw, strict, kwargs)
 
     def _turn(self, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]) -> chat.Turn:
         """The answer to come to a conversation."""

@@ -30,27 +30,18 @@ def embedded():
     return lowbit.load(str(EMBEDDED), threads=2)
 
 
-_CHOICE = "tool_choice cannot be enforced in this version"
+_NOT_LEARNED = "the embedded model has not learned to call a tool of its own accord"
+_NOT_COPIED = "the call is one of the tool's, but the embedded model does not copy the question's value into it"
 # Tests that must fail, with the reason; one that passes after all is reported, and its row goes.
 BEYOND = {
-    **dict.fromkeys(
-        (
-            "test_tool_calling",
-            "test_tool_calling_async",
-            "test_bind_runnables_as_tools",
-            "test_tool_choice",
-            "test_tool_calling_with_no_arguments",
-            "test_structured_few_shot_examples",
-            "test_structured_output",
-            "test_structured_output_async",
-            "test_structured_output_pydantic_2_v1",
-            "test_structured_output_optional_param",
-            "test_unicode_tool_call_integration",
-        ),
-        _CHOICE,
-    ),
-    "test_agent_loop": "the embedded model has not learned to call a tool of its own accord",
+    "test_agent_loop": _NOT_LEARNED,
+    "test_tool_calling": _NOT_COPIED,
+    "test_tool_calling_async": _NOT_COPIED,
+    "test_unicode_tool_call_integration": _NOT_COPIED,
+    "test_tool_choice": "of two tools, the embedded model takes the one with a text that it does not end in time",
 }
+# Without a penalty so small a model repeats itself inside a JSON string until the token limit.
+GENERATION = {"max_new_tokens": 300, "repetition_penalty": 1.2}
 
 
 class Capabilities:
@@ -68,10 +59,14 @@ class Capabilities:
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return {"model": embedded(), "model_id": "lowbit-demo", "model_kwargs": {"max_new_tokens": 64}}
+        return {"model": embedded(), "model_id": "lowbit-demo", "model_kwargs": GENERATION}
 
     @property
     def supports_anthropic_inputs(self) -> bool:
+        return True
+
+    @property
+    def supports_json_mode(self) -> bool:
         return True
 
     @property
