@@ -21,7 +21,10 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms.llm import ToolSelection
 
 from llama_index.llms.lowbit._messages import arguments_of
-from lowbit.answers import AnswerReader, Piece, Thought
+from lowbit import chat
+from lowbit.answers import Piece, Thought
+from lowbit.grammar import check_finished
+from lowbit.sampling import is_constrained
 from lowbit.text import Completion, Delta, TokenLogprob
 from lowbit.tool_calls import ToolCall
 
@@ -32,13 +35,18 @@ R = TypeVar("R", CompletionResponse, ChatResponse)
 
 
 class Answer(Generic[R]):
-    """One answer on its way: of a completion, or of deltas, not both. `_respond` makes the response of a part."""
+    """One answer on its way: of a completion, or of deltas, not both. `_next` makes the response of a part.
 
-    def __init__(self) -> None:
+    Raises UnfinishedError where a constrained answer ends before it is whole.
+    """
+
+    def __init__(self, turn: chat.Turn) -> None:
         self.text = ""
+        self._constrained = is_constrained(turn.options)
 
     def whole(self, completion: Completion) -> R:
         """Returns the response of a finished completion."""
+        self._check_end(completion)
         response = self._next(completion)
         assert response is not None  # an end is always told
         return response
@@ -49,6 +57,7 @@ class Answer(Generic[R]):
             for delta in deltas:
                 if (response := self._next(delta)) is not None:
                     yield response
+                self._check_end(delta)
 
     async def astream(self, deltas: AsyncIterator[Delta]) -> AsyncIterator[R]:
         """Yields what `stream` does, of an async iterator."""
@@ -56,9 +65,14 @@ class Answer(Generic[R]):
             async for delta in deltas:
                 if (response := self._next(delta)) is not None:
                     yield response
+                self._check_end(delta)
 
     def _next(self, part: Part) -> R | None:
         raise NotImplementedError
+
+    def _check_end(self, part: Part) -> None:
+        if part.finish_reason is not None:
+            check_finished(part.finish_reason, self._constrained)
 
 
 class CompletionAnswer(Answer[CompletionResponse]):
@@ -70,11 +84,11 @@ class CompletionAnswer(Answer[CompletionResponse]):
 
 
 class ChatAnswer(Answer[ChatResponse]):
-    """An answer as the assistant's message. reader: what finds tool calls and thoughts in its text, or None."""
+    """An answer as the assistant's message: thoughts, words and tool calls in blocks of their own."""
 
-    def __init__(self, reader: AnswerReader | None = None) -> None:
-        super().__init__()
-        self._reader = reader
+    def __init__(self, turn: chat.Turn) -> None:
+        super().__init__(turn)
+        self._reader = turn.reader
         self._thoughts = ""
         self._calls: list[ToolCall] = []
 
@@ -85,9 +99,12 @@ class ChatAnswer(Answer[ChatResponse]):
             return None
         words = "".join(self._words(piece) for piece in pieces)
         self.text += words
-        self._thoughts += "".join(piece.text for piece in pieces if isinstance(piece, Thought))
+        thoughts = "".join(piece.text for piece in pieces if isinstance(piece, Thought))
+        self._thoughts += thoughts
         self._calls += [piece for piece in pieces if isinstance(piece, ToolCall) and piece.error is None]
         facts = _facts(part, words)
+        if thoughts and isinstance(part, Delta):  # where LlamaIndex's agents look for it
+            facts["additional_kwargs"] = {**facts.get("additional_kwargs", {}), "thinking_delta": thoughts}
         if self._calls and part.finish_reason == "stop":
             facts["raw"]["finish_reason"] = "tool_calls"
         return ChatResponse(message=self._message(), **facts)

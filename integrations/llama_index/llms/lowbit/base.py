@@ -40,6 +40,7 @@ from llama_index.llms.lowbit._arguments import (
     with_signature_of,
 )
 from llama_index.llms.lowbit._messages import Conversation
+from llama_index.llms.lowbit._structured import StructuredAnswers
 from lowbit import chat
 from lowbit.sampling import GenerationOptions, merge
 from lowbit.text import TextModel
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 DEFAULT_HUGGINGFACE_MODEL = "meta-llama/Llama-2-7b-chat-hf"
 
 
-class IpexLLM(FunctionCallingLLM):
+class IpexLLM(StructuredAnswers, FunctionCallingLLM):
     """A Hugging Face model in 3 to 8 bits, run in process.
 
     Build it with the constructor or `from_model_id` (hub id, Hugging Face folder or low-bit folder), with
@@ -58,8 +59,9 @@ class IpexLLM(FunctionCallingLLM):
 
     A conversation goes through the model's own chat template, unless `messages_to_prompt` is given; a model without one
     gets LlamaIndex's "user: ..." text. Generation options (`temperature`, `top_p`, `stop`, `seed`, `logprobs`, ...)
-    come from `generate_kwargs` and per call from `complete(..., temperature=0)`. The last response of a call has
-    `raw["finish_reason"]` and `raw["usage"]`.
+    come from `generate_kwargs` and per call from `complete(..., temperature=0)`; `json_schema`, `regex`, `choice` and
+    `grammar` constrain the answer (extra `grammar`), and `structured_predict` uses them. The last response of a call
+    has `raw["finish_reason"]` and `raw["usage"]`.
 
         from llama_index.llms.lowbit import IpexLLM
 
@@ -286,19 +288,19 @@ class IpexLLM(FunctionCallingLLM):
         chat template as a user's message.
         """
         turn = self._completion_turn(prompt, formatted, kwargs)
-        return CompletionAnswer().whole(self._model.generate(turn.prompt, **turn.options))
+        return CompletionAnswer(turn).whole(self._model.generate(turn.prompt, **turn.options))
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> Iterator[CompletionResponse]:
         """Returns the continuation as it is generated: `text` so far and the new `delta`."""
         turn = self._completion_turn(prompt, formatted, kwargs)
-        return CompletionAnswer().stream(self._model.stream(turn.prompt, **turn.options))
+        return CompletionAnswer(turn).stream(self._model.stream(turn.prompt, **turn.options))
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Returns what `complete` does; the event loop stays free, and cancelling ends the work."""
         turn = await asyncio.to_thread(self._completion_turn, prompt, formatted, kwargs)
-        return CompletionAnswer().whole(await self._model.agenerate(turn.prompt, **turn.options))
+        return CompletionAnswer(turn).whole(await self._model.agenerate(turn.prompt, **turn.options))
 
     @llm_completion_callback()
     async def astream_complete(
@@ -306,13 +308,13 @@ class IpexLLM(FunctionCallingLLM):
     ) -> AsyncIterator[CompletionResponse]:
         """Returns what `stream_complete` does; the event loop stays free, and cancelling ends the work."""
         turn = await asyncio.to_thread(self._completion_turn, prompt, formatted, kwargs)
-        return CompletionAnswer().astream(self._model.astream(turn.prompt, **turn.options))
+        return CompletionAnswer(turn).astream(self._model.astream(turn.prompt, **turn.options))
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Returns the assistant's next message; kwargs are generation options, and `tools` and `tool_choice`."""
         turn = self._chat_turn(messages, kwargs)
-        return ChatAnswer(turn.reader).whole(self._model.generate(turn.prompt, **turn.options))
+        return ChatAnswer(turn).whole(self._model.generate(turn.prompt, **turn.options))
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> Iterator[ChatResponse]:
@@ -321,19 +323,19 @@ class IpexLLM(FunctionCallingLLM):
         A tool call comes as a whole, as soon as it is complete.
         """
         turn = self._chat_turn(messages, kwargs)
-        return ChatAnswer(turn.reader).stream(self._model.stream(turn.prompt, **turn.options))
+        return ChatAnswer(turn).stream(self._model.stream(turn.prompt, **turn.options))
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Returns what `chat` does; the event loop stays free, and cancelling ends the work."""
         turn = await asyncio.to_thread(self._chat_turn, messages, kwargs)
-        return ChatAnswer(turn.reader).whole(await self._model.agenerate(turn.prompt, **turn.options))
+        return ChatAnswer(turn).whole(await self._model.agenerate(turn.prompt, **turn.options))
 
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> AsyncIterator[ChatResponse]:
         """Returns what `stream_chat` does; the event loop stays free, and cancelling ends the work."""
         turn = await asyncio.to_thread(self._chat_turn, messages, kwargs)
-        return ChatAnswer(turn.reader).astream(self._model.astream(turn.prompt, **turn.options))
+        return ChatAnswer(turn).astream(self._model.astream(turn.prompt, **turn.options))
 
     # ---- tools ----
 
