@@ -6,6 +6,7 @@ own chat template, and an answer ends where the template ends one.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
@@ -228,7 +229,7 @@ class ChatIpexLLM(LowBitModel, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        turn = self._turn(messages, stop, kwargs)
+        turn = await asyncio.to_thread(self._turn, messages, stop, kwargs)
         return self._result(await self._loaded.agenerate(turn.prompt, **turn.options), turn.reader)
 
     def _stream(
@@ -255,7 +256,7 @@ class ChatIpexLLM(LowBitModel, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        turn = self._turn(messages, stop, kwargs)
+        turn = await asyncio.to_thread(self._turn, messages, stop, kwargs)
         answer = self._answer(turn.reader)
         async with aclosing(self._loaded.astream(turn.prompt, **turn.options)) as deltas:
             async for delta in deltas:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 import toy
 from langchain_lowbit import ChatIpexLLM, IpexLLM
+from lowbit import chat as backend
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}"
@@ -89,6 +90,18 @@ async def test_async_twins_say_the_same(chat):
     assert "".join([c.content async for c in chat.astream("Bye")]) == chat.invoke("Bye").content
     answers = await chat.abatch(["Hi", "Bye", "Hi"])
     assert [a.content for a in answers] == ["Hello, you!", "Grüße 你好", "Hello, you!"]
+
+
+async def test_prompts_are_made_beside_the_loop(chat, monkeypatch):
+    """A long conversation takes long to become tokens."""
+    threads = []
+    turn = backend.turn
+    monkeypatch.setattr(backend, "turn", lambda *a, **kw: threads.append(threading.get_ident()) or turn(*a, **kw))
+    await chat.ainvoke("Hi")
+    async for _ in chat.astream("Hi"):
+        pass
+    assert len(threads) == 2
+    assert threading.get_ident() not in threads
 
 
 async def test_cancelling_stops_the_work():
