@@ -12,10 +12,14 @@ from langchain_lowbit import (
     IpexLLMBgeEmbeddings,
     QuantizedBgeEmbeddings,
     QuantizedBiEncoderEmbeddings,
+    WeightOnlyQuantPipeline,
 )
 from langchain_lowbit._arguments import NO_EFFECT, split_model_kwargs
 from langchain_lowbit._embedding_arguments import encode_options, loading_options
 from langchain_lowbit.chat_models import _NO_SERVICE
+from llama_index.embeddings.lowbit import IpexLLMEmbedding
+from llama_index.llms.lowbit import IpexLLM as LlamaIpexLLM
+from llama_index.llms.lowbit._arguments import template_of
 from lowbit import chat_templates, cli, formats
 from lowbit.options import option_names
 from lowbit.replaced import REPLACED
@@ -77,6 +81,43 @@ def test_arguments_of_the_embedding_classes_are_on_the_page():
     constructors = [inspect.signature(cls.__init__).parameters for cls in classes[:2]]
     known = {name for parameters in constructors for name in parameters} | set(IpexLLMBgeEmbeddings.model_fields)
     assert known - {"self", "kwargs", "client"} == named
+
+
+def test_arguments_of_the_other_classes_are_on_the_page():
+    classes = {
+        "argument of the pipeline class": (WeightOnlyQuantPipeline.from_model_id, set()),
+        "argument of LlamaIndex's IpexLLM": (LlamaIpexLLM.__init__, {"self"}),
+        "argument of LlamaIndex's IpexLLMEmbedding": (IpexLLMEmbedding.__init__, {"self"}),
+    }
+    for heading, (constructor, not_told) in classes.items():
+        named = {name for names, _ in rows(heading) for name in names}
+        assert named == set(inspect.signature(constructor).parameters) - not_told - {"kwargs"}, heading
+
+
+def test_keys_of_tokenizer_kwargs_are_accepted():
+    (second,) = (second for names, second in rows("argument of LlamaIndex's IpexLLM") if "tokenizer_kwargs" in names)
+    names = re.findall(r"`(\w+)`", second.partition("ChatIpexLLM")[2])
+    assert len(names) > 5
+    template_of(dict.fromkeys(names))
+
+
+@pytest.mark.torch
+def test_arguments_of_the_auto_classes_are_on_the_page():
+    from lowbit.transformers import WITHOUT_EFFECT, AutoModelForCausalLM
+
+    named = {name for names, _ in rows("argument of `from_pretrained`") for name in names}
+    parameters = set(inspect.signature(AutoModelForCausalLM.from_pretrained).parameters)
+    generation = {"temperature", "max_length", "use_cache"}
+    own = parameters - {"pretrained_model_name_or_path", "model_args", "kwargs"}
+    assert named == own | WITHOUT_EFFECT | generation | {"speculative", "pipeline_parallel_stages"}
+
+
+@pytest.mark.torch
+def test_every_new_import_of_a_torch_name_works():
+    imports = re.findall(r"`(from lowbit[\w.]* import [\w, ]+)`", PAGE)
+    assert len(imports) >= 4
+    for line in imports:
+        exec(line, {})
 
 
 def test_options_of_the_embedding_classes_are_accepted():
