@@ -291,6 +291,21 @@ async def test_cancelling_ends_the_work():
         assert len(passes) == after < before + 100
 
 
+@pytest.mark.parametrize("name", ["astream_complete", "astream_chat"])
+async def test_leaving_a_stream_ends_the_work(name):
+    made = llm(script=babble(), delay=0.005, max_new_tokens=400, generate_kwargs={"ignore_eos": True})
+    passes = made._model.generator.engine.passes
+    responses = await getattr(made, name)(HELLO if name.endswith("chat") else "Hello")
+    async for response in responses:
+        if len(response.delta) and len(passes) > 3:
+            break
+    del responses, response
+    await asyncio.sleep(0.2)
+    after = len(passes)
+    await asyncio.sleep(0.1)
+    assert len(passes) == after < 100
+
+
 def test_closing_a_stream_ends_the_work():
     made = llm(script=babble(), max_new_tokens=400, generate_kwargs={"ignore_eos": True})
     responses = made.stream_chat(HELLO)

@@ -63,7 +63,7 @@ def test_the_schema_is_told_in_words_too():
 
     made = IpexLLM(model=text_model(logits, chat_template=TEMPLATE, context=4096))
     made.structured_predict(Pet, PROMPT, food="fish")
-    seen = prompts[0]
+    seen = prompts[-1]  # with the answer; the first ones may be parts of the prompt
     assert "[user]A pet that likes fish." in seen
     assert '"enum": ["cat", "dog", "bird"]' in seen
 

@@ -12,6 +12,9 @@ from llama_index.core.tools import FunctionTool
 from llama_index.llms.lowbit import IpexLLM
 from toy import BOS, EOS, favour, text_model
 
+# LlamaIndex's workflows look at every attribute of an agent, the deprecated ones of pydantic too.
+pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning")
+
 # Written as models are trained on it (Hermes): tools and calls in tags, results as turns of their own.
 TEMPLATE = """{{ bos_token }}{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}{% for m in messages -%}
 [{{ m.role }}]{{ m.content }}{% for c in m.tool_calls or [] -%}
@@ -167,3 +170,20 @@ def test_template_kwargs_reach_the_template():
             lambda before: "yes" if before.endswith("[think]") else "no", template, template_kwargs=template_kwargs
         )
         assert llm.chat([ChatMessage("hm")]).message.content == answer
+
+
+async def test_thoughts_are_no_part_of_the_words():
+    """Of models that think first: a block of their own in a message, and nothing in a completion."""
+    template = TEMPLATE.replace("[assistant]", "{# </think> #}[assistant]")
+    llm = scripted(lambda before: "<think>Hm. Well.</think>\n\nYes.", template)
+    message = llm.chat([ChatMessage("?")]).message
+    assert [type(block).__name__ for block in message.blocks] == ["ThinkingBlock", "TextBlock"]
+    assert (message.blocks[0].content, message.content) == ("Hm. Well.", "Yes.")
+    streamed = [response async for response in await llm.astream_chat([ChatMessage("?")])]
+    assert "".join(r.additional_kwargs.get("thinking_delta", "") for r in streamed) == "Hm. Well."
+    assert "".join(r.delta for r in streamed) == "Yes."
+    assert llm.complete("?").text == "Yes."
+    assert "".join(r.delta for r in llm.stream_complete("?")) == "Yes."
+    seen = []
+    scripted(lambda before: seen.append(before) or "", template).chat([ChatMessage("?"), message, ChatMessage("So?")])
+    assert seen[0] == "[user]?[assistant]Yes.[user]So?"

@@ -35,13 +35,16 @@ R = TypeVar("R", CompletionResponse, ChatResponse)
 
 
 class Answer(Generic[R]):
-    """One answer on its way: of a completion, or of deltas, not both. `_next` makes the response of a part.
+    """One answer on its way, its words, thoughts and tool calls so far: of a completion, or of deltas, not both.
 
     Raises UnfinishedError where a constrained answer ends before it is whole.
     """
 
     def __init__(self, turn: chat.Turn) -> None:
         self.text = ""
+        self.thoughts = ""
+        self.calls: list[ToolCall] = []
+        self._reader = turn.reader
         self._constrained = is_constrained(turn.options)
 
     def whole(self, completion: Completion) -> R:
@@ -68,46 +71,21 @@ class Answer(Generic[R]):
                 self._check_end(delta)
 
     def _next(self, part: Part) -> R | None:
-        raise NotImplementedError
-
-    def _check_end(self, part: Part) -> None:
-        if part.finish_reason is not None:
-            check_finished(part.finish_reason, self._constrained)
-
-
-class CompletionAnswer(Answer[CompletionResponse]):
-    """An answer as completion responses."""
-
-    def _next(self, part: Part) -> CompletionResponse:
-        self.text += part.text
-        return CompletionResponse(text=self.text, **_facts(part, part.text))
-
-
-class ChatAnswer(Answer[ChatResponse]):
-    """An answer as the assistant's message: thoughts, words and tool calls in blocks of their own."""
-
-    def __init__(self, turn: chat.Turn) -> None:
-        super().__init__(turn)
-        self._reader = turn.reader
-        self._thoughts = ""
-        self._calls: list[ToolCall] = []
-
-    def _next(self, part: Part) -> ChatResponse | None:
-        """None while the text may belong to a call that is not complete."""
+        """The response after a part; None while its text may belong to something that is not complete."""
         pieces = self._pieces(part)
         if not pieces and part.finish_reason is None and part.logprobs is None:
             return None
-        words = "".join(self._words(piece) for piece in pieces)
-        self.text += words
+        words = "".join(_words(piece) for piece in pieces)
         thoughts = "".join(piece.text for piece in pieces if isinstance(piece, Thought))
-        self._thoughts += thoughts
-        self._calls += [piece for piece in pieces if isinstance(piece, ToolCall) and piece.error is None]
+        self.text += words
+        self.thoughts += thoughts
+        self.calls += [piece for piece in pieces if isinstance(piece, ToolCall) and piece.error is None]
         facts = _facts(part, words)
         if thoughts and isinstance(part, Delta):  # where LlamaIndex's agents look for it
             facts["additional_kwargs"] = {**facts.get("additional_kwargs", {}), "thinking_delta": thoughts}
-        if self._calls and part.finish_reason == "stop":
+        if self.calls and part.finish_reason == "stop":
             facts["raw"]["finish_reason"] = "tool_calls"
-        return ChatResponse(message=self._message(), **facts)
+        return self._response(facts)
 
     def _pieces(self, part: Part) -> list[Piece]:
         if self._reader is None:
@@ -115,32 +93,54 @@ class ChatAnswer(Answer[ChatResponse]):
         pieces = self._reader.push(part.text)
         return pieces + self._reader.finish() if part.finish_reason is not None else pieces
 
-    def _words(self, piece: Piece) -> str:
-        """The text of a piece: none of a call, unless it cannot be read; then the user sees what the model wrote."""
-        if isinstance(piece, str):
-            return piece
-        if isinstance(piece, ToolCall) and piece.error is not None:
-            logger.warning("the model wrote a tool call that cannot be read: %s", piece.error)
-            return piece.arguments
-        return ""
+    def _check_end(self, part: Part) -> None:
+        if part.finish_reason is not None:
+            check_finished(part.finish_reason, self._constrained)
+
+    def _response(self, facts: dict[str, Any]) -> R:
+        raise NotImplementedError
+
+
+class CompletionAnswer(Answer[CompletionResponse]):
+    """An answer as completion responses: its words alone."""
+
+    def _response(self, facts: dict[str, Any]) -> CompletionResponse:
+        return CompletionResponse(text=self.text, **facts)
+
+
+class ChatAnswer(Answer[ChatResponse]):
+    """An answer as the assistant's message: thoughts, words and tool calls in blocks of their own."""
+
+    def _response(self, facts: dict[str, Any]) -> ChatResponse:
+        return ChatResponse(message=self._message(), **facts)
 
     def _message(self) -> ChatMessage:
         calls = [
             ToolCallBlock(tool_call_id=call.id, tool_name=call.name or "", tool_kwargs=json.loads(call.arguments))
-            for call in self._calls
+            for call in self.calls
         ]
         # Where LlamaIndex does not look at blocks yet, it looks for OpenAI's form of the same.
         known = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in self._calls
+            for call in self.calls
         ]
-        thoughts = [ThinkingBlock(content=self._thoughts)] if self._thoughts else []
+        thoughts = [ThinkingBlock(content=self.thoughts)] if self.thoughts else []
         words = [TextBlock(text=self.text)] if self.text or not calls else []
         return ChatMessage(
             role=MessageRole.ASSISTANT,
             blocks=[*thoughts, *words, *calls],
             additional_kwargs={"tool_calls": known} if known else {},
         )
+
+
+def _words(piece: Piece) -> str:
+    """The text of a piece: of a call only where it cannot be read; then the user sees what the model wrote."""
+    if isinstance(piece, str):
+        return piece
+    if isinstance(piece, ToolCall) and piece.error is not None:
+        logger.warning("the model wrote a tool call that cannot be read: %s", piece.error)
+        return piece.arguments
+    return ""
 
 
 def tool_selections(response: ChatResponse) -> list[ToolSelection]:
