@@ -66,7 +66,7 @@ def both(before):
 async def test_a_function_agent_finishes_a_task_of_two_tools():
     llm = scripted(sum_then_product)
     for streaming in (True, False):
-        agent = FunctionAgent(tools=TOOLS, llm=llm, system_prompt="Use tools.", streaming=streaming)
+        agent = FunctionAgent(tools=[add, multiply], llm=llm, system_prompt="Use tools.", streaming=streaming)
         handler = agent.run("What is (2 + 4) * 7?")
         results = [event async for event in handler.stream_events() if isinstance(event, ToolCallResult)]
         assert [(r.tool_name, r.tool_kwargs, r.tool_output.raw_output) for r in results] == [
