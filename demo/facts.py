@@ -149,13 +149,8 @@ def _context(rng: Random, groups: list[list[Fact]], passages: int) -> list[str]:
     return [" ".join(s for group in sentences[a:b] for s in group) for a, b in pairwise(bounds)]
 
 
-def make_quiz(
-    words: Words, size: int, passages: int = 1, asked: int = 1, unknown: float = 0.08, reverse: float = 0.0
-) -> Quiz:
-    """A quiz on about `size` facts with up to `asked` questions, a share `unknown` of them unanswerable.
-
-    reverse: the share of questions that, where a fact has such, ask for its subject, beyond those that do by chance.
-    """
+def make_quiz(words: Words, size: int, passages: int = 1, asked: int = 1, unknown: float = 0.08) -> Quiz:
+    """A quiz on about `size` facts with up to `asked` questions, a share `unknown` of them unanswerable."""
     rng = words.rng
     groups: list[list[Fact]] = []
     kind = rng.choice(SUBJECTS)
@@ -182,8 +177,7 @@ def make_quiz(
         if rng.random() < unknown:
             question, answer = _unanswerable(words, facts), UNKNOWN
         else:
-            backwards = [pair for pair in fact.questions if pair[1] == fact.subject]
-            question, answer = rng.choice(backwards if backwards and rng.random() < reverse else fact.questions)
+            question, answer = rng.choice(fact.questions)
             answer += "."
         if question not in asked_already:
             asked_already.add(question)

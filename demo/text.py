@@ -30,7 +30,6 @@ from prompts import (
 from stories import ANIMALS, make_story
 from words import Words
 
-REVERSE_SHARE = 0.4  # questions for a subject, which stands before what is known of it, are the harder ones
 DRILL_SHARE = 0.6  # of the documents at stage 0: copying comes first, language second
 
 Document = list[tuple[str, str]]
@@ -100,7 +99,7 @@ def _chat_quiz(words: Words, quiz: Quiz) -> Document:
 
 def quiz_document(words: Words, size: int, passages: int, asked: int, unknown: float = 0.09) -> Document:
     """A context with `asked` questions, in the chat template or in one of the raw `STYLES`."""
-    quiz = make_quiz(words, size, passages, asked, unknown, REVERSE_SHARE)
+    quiz = make_quiz(words, size, passages, asked, unknown)
     style = words.rng.choice((*["chat"] * 4, "context", "user", "rag", "rag", "llama_index", *STYLES))
     return _chat_quiz(words, quiz) if style == "chat" else _raw_quiz(words, quiz, style)
 
@@ -198,11 +197,11 @@ def documents(seed: int, stage: float = 1.0) -> Iterator[Document]:
         roll = rng.random()
         if rng.random() < DRILL_SHARE * (1 - stage):
             yield drill_document(words)
-        elif roll < 0.08:
+        elif roll < 0.12:
             yield story_document(words)
-        elif roll < 0.13:
+        elif roll < 0.19:
             yield general_document(words)
-        elif roll < 0.15:
+        elif roll < 0.21:
             yield conversation_document(words)
         else:
             size = 1 + int(rng.random() ** 1.3 * (3 + stage * 9))
