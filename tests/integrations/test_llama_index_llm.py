@@ -17,7 +17,7 @@ from llama_index.core.schema import TextNode
 
 import lowbit
 from llama_index.llms.lowbit import IpexLLM
-from toy import babble, text_model
+from toy import EOS, babble, favour, text_model
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "demo" / "model"
 TEMPLATE = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
@@ -101,6 +101,15 @@ def test_arguments_arrive(loaded):
         ("m", "sym_int4", {"device": "xpu:1", "tokenizer_id": "tok", "saved_only": True}),
         ("m", "sym_int4", {"device": "cpu", "saved_only": True}),
     ]
+
+
+def test_a_hub_token_is_used_and_forgotten(loaded):
+    given = {"token": "hf_secret", "threads": 1}
+    made = IpexLLM(model_name="m", model_kwargs=given)
+    assert loaded[0][2]["token"] == "hf_secret"
+    assert made.model_kwargs == {"threads": 1}
+    assert given == {"token": "hf_secret", "threads": 1}
+    assert "hf_secret" not in f"{made!r} {made.to_dict()} {made.to_payload()} {made.json()}"
 
 
 def test_bad_arguments_are_told_before_loading(loaded):
@@ -257,6 +266,17 @@ async def test_every_method_gives_the_same_answer(name):
         assert responses[0].delta is None
 
 
+async def test_parallel_answers_are_those_given_alone():
+    made = llm(script=babble(memory=40), max_new_tokens=20, generate_kwargs={"ignore_eos": True, "temperature": 0})
+    questions = [f"question {i}" for i in range(8)]
+    alone = [made.chat([ChatMessage(question)]).message.content for question in questions]
+    together = await asyncio.gather(*(made.achat([ChatMessage(question)]) for question in questions))
+    assert [response.message.content for response in together] == alone
+    assert len(set(alone)) == 8
+    streams = await asyncio.gather(*(collected("astream_complete", made, question) for question in questions))
+    assert [responses[-1].text for responses in streams] == alone
+
+
 @pytest.mark.parametrize("name", [name for name in METHODS if name.startswith("a")])
 async def test_async_methods_leave_the_loop_free(name):
     made = llm(script=babble(), delay=0.02, max_new_tokens=10, generate_kwargs={"ignore_eos": True})
@@ -373,6 +393,24 @@ async def test_a_query_engine_answers_from_its_nodes(embedded, is_chat_model):
     assert str(await engine.aquery("Where does Zorbin live?")).strip() == "Mellport."
     streaming = index.as_query_engine(llm=made, text_qa_template=PromptTemplate(QUESTION), streaming=True)
     assert "".join(streaming.query("Where does Zorbin live?").response_gen).strip() == "Mellport."
+
+
+async def test_a_chat_engine_with_a_context():
+    """The context goes into the system message, the question after it; the second turn sees the first."""
+    seen = []
+
+    def logits(ids):
+        seen.append(bytes(i for i in ids if i < 256).decode())
+        return favour(ord("!") if seen[-1].endswith("[assistant]") else EOS)
+
+    made = IpexLLM(model=text_model(logits, chat_template=TEMPLATE, context=8192))
+    engine = SummaryIndex(NODES).as_chat_engine(chat_mode="context", llm=made)
+    assert engine.chat("Where does Tarvik live?").response == "!"
+    assert (await engine.achat("And Zorbin?")).response == "!"
+    asked = max(seen, key=len)
+    assert asked.startswith("[system]")
+    assert "Tarvik lives in Quonda." in asked
+    assert asked.endswith("[user]Where does Tarvik live?[assistant]![user]And Zorbin?[assistant]!")
 
 
 async def test_a_chat_engine_keeps_the_conversation(embedded):

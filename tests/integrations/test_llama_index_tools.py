@@ -10,7 +10,7 @@ from llama_index.core.llms import ChatMessage
 from llama_index.core.tools import FunctionTool
 
 from llama_index.llms.lowbit import IpexLLM
-from toy import BOS, EOS, favour, text_model
+from toy import BOS, EOS, babble, favour, text_model
 
 # LlamaIndex's workflows look at every attribute of an agent, the deprecated ones of pydantic too.
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning")
@@ -140,6 +140,17 @@ def test_no_call_where_one_is_needed():
     assert llm.get_tool_calls_from_response(response, error_on_no_tool_call=False) == []
     with pytest.raises(ValueError, match="called no tool; it said: 'I would rather not"):
         llm.get_tool_calls_from_response(response)
+
+
+def test_a_call_that_is_required_is_enforced():
+    """Of a model that babbles."""
+    llm = IpexLLM(model=text_model(babble(), chat_template=TEMPLATE, context=8192), generate_kwargs={"temperature": 0})
+    for asked, names in (({"tool_required": True}, {"add", "multiply"}), ({"tool_choice": "multiply"}, {"multiply"})):
+        response = llm.chat_with_tools(TOOLS, "Hm?", max_new_tokens=400, **asked)
+        (call,) = llm.get_tool_calls_from_response(response)
+        assert call.tool_name in names
+        assert call.tool_kwargs.keys() == {"a", "b"}
+        assert all(isinstance(value, int) for value in call.tool_kwargs.values())
 
 
 def test_a_call_that_cannot_be_read_stays_text(caplog):

@@ -168,7 +168,8 @@ class IpexLLM(StructuredAnswers, FunctionCallingLLM):
             "stopping_ids": stopping_ids or [],
             "tokenizer_kwargs": dict(tokenizer_kwargs or {}),
             "tokenizer_outputs_to_remove": tokenizer_outputs_to_remove or [],
-            "model_kwargs": dict(model_kwargs or {}),
+            # A hub token must not reach what is stored or traced.
+            "model_kwargs": {name: value for name, value in (model_kwargs or {}).items() if name != "token"},
             "generate_kwargs": dict(generate_kwargs or {}),
             "is_chat_model": is_chat_model,
             "callback_manager": callback_manager or CallbackManager([]),
