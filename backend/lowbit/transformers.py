@@ -107,6 +107,11 @@ class _LowBitAuto:
         """
         kwargs = {name: value for name, value in kwargs.items() if name not in WITHOUT_EFFECT}
         _check_place(device_map, model_hub)
+        if str(pretrained_model_name_or_path).endswith(".onnx"):
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is a graph for ITREX's Neural Engine, which is gone; lowbit.Embedder "
+                "(in LangChain QuantizedBgeEmbeddings of langchain_lowbit) quantises the float model instead"
+            )
         for name, off in (("speculative", False), ("pipeline_parallel_stages", 1)):
             if kwargs.pop(name, off) is not off:
                 raise ValueError(f"{name} is not supported; leave it out (generate takes assistant_model=)")

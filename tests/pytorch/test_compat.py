@@ -217,6 +217,23 @@ def test_weight_only_quant_pipeline_of_langchain_community(community, how):
     assert llm.invoke(QUESTION) == " Quonda."
 
 
+def test_graphs_of_the_neural_engine_are_refused_with_what_to_do(community, tmp_path, monkeypatch):
+    """QuantizedBgeEmbeddings of langchain-community opens nothing else; it insists on onnx, so that is feigned."""
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+
+    from langchain_community.embeddings import QuantizedBgeEmbeddings
+
+    onnx = ModuleType("onnx")
+    onnx.__spec__ = ModuleSpec("onnx", None)
+    monkeypatch.setitem(sys.modules, "onnx", onnx)
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((Path(DEMO) / name).read_bytes())
+    (tmp_path / "int8-model.onnx").write_bytes(b"graph")
+    with pytest.raises(ValueError, match=r"Neural Engine, which is gone; lowbit\.Embedder"):
+        QuantizedBgeEmbeddings(str(tmp_path))
+
+
 def test_bge_embeddings_of_langchain_community(community, tmp_path, monkeypatch):
     pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
     import numpy as np
