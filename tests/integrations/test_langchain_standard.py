@@ -27,7 +27,8 @@ pytestmark = pytest.mark.skipif(
 
 @cache
 def embedded():
-    return lowbit.load(str(EMBEDDED), threads=2)
+    # Not quantised: what so small a model says must not depend on the rounding of the machine's instruction set.
+    return lowbit.load(str(EMBEDDED), low_bit=None, threads=2)
 
 
 _NOT_LEARNED = "the embedded model has not learned to call a tool of its own accord"
@@ -38,10 +39,9 @@ BEYOND = {
     "test_tool_calling": _NOT_COPIED,
     "test_tool_calling_async": _NOT_COPIED,
     "test_unicode_tool_call_integration": _NOT_COPIED,
-    "test_tool_choice": "of two tools, the embedded model takes the one with a text that it does not end in time",
 }
-# Without a penalty so small a model repeats itself inside a JSON string until the token limit.
-GENERATION = {"max_new_tokens": 300, "repetition_penalty": 1.2}
+# Without penalties so small a model repeats itself inside a JSON string until the token limit.
+GENERATION = {"max_new_tokens": 200, "repetition_penalty": 1.1, "frequency_penalty": 0.5}
 
 
 class Capabilities:
