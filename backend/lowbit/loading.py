@@ -27,7 +27,7 @@ from lowbit.ops import BF16, to_fp32
 from lowbit.packed import PackedTensor
 from lowbit.quantize import CLIP_RATIOS, quantize_rows
 from lowbit.runtime import Resolved, Runtime
-from lowbit.sources import Source, hub, open_source
+from lowbit.sources import Source, archive, hub, open_source
 from lowbit.sources._foreign import refuse_foreign
 from lowbit.sources.gather import Gathered, gather
 from lowbit.sources.integers import IntegerSource, settings_of, with_old_config
@@ -75,7 +75,8 @@ def load_model(
     float. head_format, embedding_format: formats of the head and of embeddings (default sym_int8, or low_bit if that
     is a float; a tied head is one tensor with one format). runtime: whose threads quantise. trust_remote_code:
     accepted because callers pass it; no code of a checkpoint is ever run. A low-bit folder is opened as it was saved;
-    arguments that ask for something else raise. tokenizer_id: hub id or folder to take the tokenizer from instead.
+    arguments that ask for something else raise. One of ipex-llm keeps its format, GPTQ and AWQ codes where 4 bits are
+    asked for are taken over. tokenizer_id: hub id or folder to take the tokenizer from instead.
     saved_only: accept a low-bit folder only, so that nothing is quantised by mistake. verify: whether every byte of a
     low-bit folder is checked (None: up to a size, see checkpoint.load). quantiser: how weights are rounded (None: to
     nearest; see calibration.Quantiser for AWQ, GPTQ, TEQ, clip search and importance matrices). task: what the model is
@@ -104,9 +105,14 @@ def load_model(
             return saved
         return replace(saved, tokenizer_files=tokenizer_files, provenance={**saved.provenance, **tokenizer_name})
     config = with_old_config(config, location.folder)
-    refuse_foreign(location.folder, config)
+    archived = archive.format_of(config, location.folder)
+    if archived is None:
+        refuse_foreign(location.folder, config)
+    elif formats.body is None or formats.body.format.name in (DEFAULT_LOW_BIT, archived):  # nothing else is asked for
+        group = archive.BLOCK if group_size is None else group_size
+        formats = _Formats.choose(archived, group, modules_to_not_convert, head_format or archived, embedding_format)
     integers = settings_of(config, location.folder)
-    if saved_only:
+    if saved_only and archived is None:
         raise ValueError(
             f"{location.folder} is not a low-bit folder: it holds a float checkpoint. Load it as a model to quantise "
             "(from_model_id, or lowbit.load without saved_only), or give the folder that save_low_bit wrote"
@@ -122,6 +128,8 @@ def load_model(
     source = open_source(location.folder)
     if integers is not None:
         source = IntegerSource(source, integers)
+    if archived is not None:
+        source = archive.ArchiveSource(source, archived, family)
     try:
         pool = (runtime or Runtime()).resolve().pool
         tensors = _convert(family, source, location.folder, formats, quantiser, sequences, pool, show_progress)
@@ -132,7 +140,7 @@ def load_model(
     return LoadedModel(
         spec=family.spec,
         tensors=tensors,
-        config=config,
+        config=archive.without_marks(config),
         generation_config=read_json(generation) if generation.exists() else {},
         tokenizer_files=tokenizer_files,
         provenance={"source": name, "revision": location.revision, **tokenizer_name},

@@ -18,10 +18,10 @@ from lowbit import checkpoint
 from lowbit.calibration import Quantiser
 from lowbit.options import GENERATION_NAMES
 from lowbit.runtime import Runtime, split_device
-from lowbit.sources import hub
+from lowbit.sources import archive, hub
 from lowbit.torch.optimize import conversion, convert
 from lowbit.torch.plugin import LowBitConfig
-from lowbit.torch.pretrained import HUB_OPTIONS, Maker, can_stream, model_of, stream
+from lowbit.torch.pretrained import HUB_OPTIONS, Maker, can_stream, load_archive, model_of, stream
 from lowbit.woq import AutoRoundConfig, AwqConfig, GPTQConfig, RtnConfig, TeqConfig, WeightOnlyQuantConfig
 
 __all__ = [
@@ -181,8 +181,11 @@ class _LowBitAuto:
         path = hub.fetch_weights(location, access).folder
         runtime = Runtime(device="cpu", compute=compute, kv_dtype=kv_dtype, threads=threads)
         make = Maker(cls.hf_class, trust_remote_code)
-        generation = _take_generation(saved)
-        model = model_of(make, checkpoint.load(path, verify), path, runtime, optimize_llm=optimize_model)
+        generation, config = _take_generation(saved), config_of(path, {})
+        if archive.format_of(config, path) is not None:
+            model = load_archive(make, path, config, runtime, optimize_llm=optimize_model)
+        else:
+            model = model_of(make, checkpoint.load(path, verify), path, runtime, optimize_llm=optimize_model)
         return _generating_with(model, generation)
 
     @classmethod

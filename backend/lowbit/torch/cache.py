@@ -1,12 +1,13 @@
 """The key-value cache of a native decoder in the shape transformers' generation expects: a `Cache` per batch.
 
-Owns which tokens each row holds and the native session of each row. Rows are reordered, repeated and cropped by their
-tokens; what a session lacks afterwards is computed with the next forward pass. Code that wants keys and values as
+Owns which tokens each row holds and the native session of each row. Rows are reordered and repeated by forking their
+sessions, and cropped by their tokens. Code that wants keys and values as
 tensors gets a DynamicCache, made from the tokens by the model's modules.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ import torch
 from transformers import DynamicCache
 
 from lowbit.engine import NativeEngine
-from lowbit.sessions import common_prefix
 
 
 class NativeCache(DynamicCache):
@@ -49,11 +49,16 @@ class NativeCache(DynamicCache):
         rows = [all_ids[i][all_real[i]].astype(np.int32) for i in range(len(all_ids))]
         capacity = self._native_engine.capacity(max(1, max(row.size for row in rows)))
         sessions = list(self._sessions) or [None] * len(rows)
-        parts, wanted = [], []
+        parts, wanted, twins = [], [], {}
+        first: dict[bytes, int] = {}  # rows that begin alike, as the beams of a prompt do, are computed once
         for i, row in enumerate(rows):
             fresh = int(real[i].sum())
             session = sessions[i]
             if session is None or session.capacity != capacity:  # another capacity may encode positions otherwise
+                twin = first.setdefault(row.tobytes(), i)
+                if twin != i and fresh == row.size:
+                    twins[i] = twin
+                    continue
                 session = sessions[i] = self._native_engine.new_cache(capacity)
             session.truncate(min(session.length, row.size - fresh))
             if fresh:
@@ -67,6 +72,8 @@ class NativeCache(DynamicCache):
             count = 1 if last_only else pending
             result[i] = logits[at + count - (1 if last_only else fresh) : at + count]
             at += count
+        for i, twin in twins.items():
+            result[i], sessions[i] = result[twin], sessions[twin].fork(sessions[twin].length)
         self._ids, self._real, self._sessions = all_ids, all_real, sessions
         self._positions = np.concatenate([self._positions, positions], 1) if past else positions
         return result
@@ -134,20 +141,15 @@ class NativeCache(DynamicCache):
         self._select(indices.nonzero().reshape(-1).tolist() if indices.dtype == torch.bool else indices.tolist())
 
     def _select(self, sources: list[int]) -> None:
-        """Makes row i what row sources[i] was. Each session goes to the row it has most in common with."""
+        """Makes row i what row sources[i] was; the second row of a source gets a fork, which shares its memory."""
         if not len(self._ids):
             return
-        old_rows = [ids[real] for ids, real in zip(self._ids, self._real, strict=True)]
-        left = dict(enumerate(self._sessions))
-        sessions: list[Any] = [None] * len(sources)
-        for i, source in enumerate(sources):
-            sessions[i] = left.pop(source, None)
-        for i, source in enumerate(sources):
-            if sessions[i] is None and left:
-                shared = {j: common_prefix(old_rows[j], old_rows[source]) for j in left}
-                best = max(shared, key=lambda j: shared[j])
-                sessions[i] = left.pop(best)
-                sessions[i].truncate(min(sessions[i].length, shared[best]))
+        taken: set[int] = set()
+        sessions = []
+        for source in sources:
+            session = self._sessions[source]
+            sessions.append(session.fork(session.length) if source in taken and session is not None else session)
+            taken.add(source)
         self._sessions = sessions
         self._ids, self._real, self._positions = (a[sources] for a in self.native_state)
 
@@ -179,11 +181,9 @@ class NativeCache(DynamicCache):
         return self[layer]  # type: ignore[index]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """Returns a cache of the same tokens whose sessions are made anew."""
-        import copy
-
+        """Returns a cache of the same tokens whose sessions share memory with this one's."""
         other = copy.copy(self)
-        other._sessions = [None] * len(self._ids)
+        other._sessions = [None if s is None else s.fork(s.length) for s in self._sessions]
         memo[id(self)] = other
         return other
 

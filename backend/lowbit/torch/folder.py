@@ -21,9 +21,11 @@ from torch import nn
 from lowbit import checkpoint
 from lowbit.calibration import Quantiser
 from lowbit.checkpoint import LoadedModel
+from lowbit.formats import resolve
 from lowbit.models._spec import ModelSpec, ModuleSpec
 from lowbit.packed import PackedTensor
-from lowbit.sources import hub
+from lowbit.runtime import Runtime
+from lowbit.sources import archive, hub
 from lowbit.torch import kernels
 from lowbit.torch.modules import FLOATS, LowBitEmbedding, LowBitLinear
 from lowbit.torch.optimize import Conversion, convert_rest, replace_module
@@ -59,6 +61,7 @@ def save_low_bit(model: nn.Module, folder: str | Path, *args: Any, tokenizer: An
         spec, tensors = _module_tensors(model)
         loaded = LoadedModel(spec, tensors, {})
     facts = json.loads(config.to_json_string(use_diff=False)) if hasattr(config, "to_json_string") else {}
+    facts = archive.without_marks(facts)
     facts.pop("quantization_config", None)
     if config is not None:
         facts["architectures"] = [type(model).__name__]
@@ -236,10 +239,11 @@ def load_low_bit(
     tier as in `lowbit.Runtime`. Raises FileNotFoundError or ValueError when the folder is missing, damaged, or of
     another architecture.
     """
-    from lowbit.runtime import Runtime
-
     path = Path(model_path).expanduser()
-    refuse_pickled(path)
+    asked = Runtime(device="cpu", **runtime)
+    config = checkpoint.read_json(path / checkpoint.CONFIG) if (path / checkpoint.CONFIG).exists() else {}
+    if (format := archive.format_of(config, path)) is not None:
+        return _load_archive(model_or_class, path, config, format, asked, optimize_llm)
     loaded = checkpoint.load(path, verify)
     if isinstance(model_or_class, nn.Module):
         model = model_or_class
@@ -249,18 +253,23 @@ def load_low_bit(
         with low_memory_init():
             model = empty_model(model_or_class, AutoConfig.from_pretrained(path))
         take_generation_config(model, path)
-    conversion = conversion_of(loaded.quantization, Runtime(device="cpu", **runtime))
+    conversion = conversion_of(loaded.quantization, asked)
     fill(model, loaded, conversion, path)
     return convert_rest(model, conversion, native=optimize_llm)
 
 
-def refuse_pickled(path: Path) -> None:
-    """Raises ValueError for folders of ipex-llm and bigdl-llm, saying how they are opened."""
-    if (path / "bigdl_config.json").exists():
-        raise ValueError(
-            f"{path} was saved by ipex-llm; open it with load_low_bit of the class in lowbit.transformers and save it "
-            "again"
-        )
+def _load_archive(
+    model_or_class: Any, path: Path, config: dict[str, Any], format: str, runtime: Runtime, optimize_llm: bool
+) -> Any:
+    """Returns a model with the weights of a folder of ipex-llm."""
+    from lowbit.torch import pretrained
+
+    if not isinstance(model_or_class, nn.Module):
+        return pretrained.load_archive(model_or_class, path, config, runtime, optimize_llm=optimize_llm)
+    plan = Conversion(resolve(format), group_size=archive.BLOCK, runtime=runtime)
+    model_or_class.eval().requires_grad_(False)
+    pretrained.fill_from_archive(model_or_class, path, format, plan)
+    return convert_rest(model_or_class, plan, native=optimize_llm)
 
 
 def conversion_of(recorded: dict[str, Any], runtime: Any) -> Conversion:
@@ -303,11 +312,16 @@ def fill(model: nn.Module, loaded: LoadedModel, conversion: Conversion, path: Pa
     else:
         raise ValueError(f"{path} holds an embedder for the native encoder; open it with lowbit.Embedder")
     for name, value in values.items():
-        _set(model, name, value, path)
+        set_tensor(model, name, value, path)
+    refuse_empty(model, path, loaded.spec.family)
+
+
+def refuse_empty(model: nn.Module, path: Path, saved: str) -> None:
+    """Raises ValueError when parameters of a model are still without values."""
     if left := [name for name, p in model.named_parameters() if p.device.type == "meta"]:
         raise ValueError(
             f"{path} has no weights for {left[0]} and {len(left) - 1} more of this {type(model).__name__}; it was "
-            f"saved from a {loaded.spec.family}"
+            f"saved from a {saved}"
         )
 
 
@@ -341,7 +355,7 @@ def _submodule(model: nn.Module, name: str, path: Path) -> nn.Module:
         ) from None
 
 
-def _set(model: nn.Module, name: str, value: torch.Tensor, path: Path) -> None:
+def set_tensor(model: nn.Module, name: str, value: torch.Tensor, path: Path) -> None:
     """Makes a tensor the parameter or buffer `name`, in every place where that one is used."""
     owner, _, key = name.rpartition(".")
     module = _submodule(model, owner, path) if owner else model

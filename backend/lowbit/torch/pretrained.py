@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import transformers as hf
 
 from lowbit import models
@@ -16,11 +17,13 @@ from lowbit.checkpoint import LoadedModel
 from lowbit.formats import resolve
 from lowbit.loading import load_model
 from lowbit.models._spec import ModelSpec
+from lowbit.quantize import quantize
 from lowbit.runtime import Runtime
+from lowbit.sources import archive, open_source
 from lowbit.sources.integers import METHODS
-from lowbit.torch import folder, graph
-from lowbit.torch.modules import FLOATS
-from lowbit.torch.optimize import Conversion, convert_rest
+from lowbit.torch import folder, graph, kernels
+from lowbit.torch.modules import FLOATS, LowBitLinear
+from lowbit.torch.optimize import Conversion, convert_rest, linear_layers, replace_module
 
 HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only")
 
@@ -96,11 +99,57 @@ def _float_of(config: dict[str, Any]) -> str:
     return known.get(name, "fp32")
 
 
+def load_archive(make: Any, path: Path, config: dict[str, Any], runtime: Runtime, *, optimize_llm: bool = True) -> Any:
+    """Returns the model of a low-bit folder of ipex-llm. make: an Auto class, as Maker, or a model class."""
+    format = archive.format_of(config, path)
+    assert format is not None
+    plan = Conversion(resolve(format), group_size=archive.BLOCK, runtime=runtime)
+    hf_class = getattr(make, "hf_class", None)
+    if optimize_llm and can_stream(hf_class, config, {}):
+        return stream(hf_class, path, config, plan)
+    model_config = hf.AutoConfig.from_pretrained(path)
+    with folder.low_memory_init():
+        model = folder.empty_model(make, model_config)
+    folder.take_generation_config(model, path)
+    fill_from_archive(model, path, format, plan)
+    return convert_rest(model, plan, native=optimize_llm)
+
+
+def fill_from_archive(model: Any, path: Path, format: str, plan: Conversion) -> None:
+    """Puts an archive's weights into a model: blocks as low-bit layers in its format, other tensors as they are.
+
+    Raises ValueError where the archive's modules are not the model's (ipex-llm merged some for certain families).
+    """
+    source = open_source(path)
+    try:
+        names = set(source.names)
+        layer: Any
+        for name, layer in list(linear_layers(model)):
+            weight = f"{name}.weight"
+            if weight not in names or not archive.is_packed(*source.info(weight), format):
+                continue
+            rows, k = layer.weight.shape
+            values = archive.decode(source.read(weight), format)
+            if values.size != rows * k:
+                raise ValueError(f"{path} has {values.size} weights for {name}, the model {rows} x {k}")
+            packed = quantize(values.reshape(rows, k), format, archive.BLOCK, name=name, pool=plan.pool)
+            low = LowBitLinear.from_packed(packed, layer.bias, dtype=layer.weight.dtype, **plan.settings)
+            replace_module(model, layer, low)
+            names.remove(weight)
+        own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
+        for name in names & set(own):
+            value = kernels.to_tensor(np.array(source.read(name)))
+            folder.set_tensor(model, name, value.to(own[name].dtype), path)
+    finally:
+        source.close()
+    folder.refuse_empty(model, path, f"{format} archive of ipex-llm with other modules")
+
+
 class Maker:
     """An Auto class where a model class is asked for."""
 
     def __init__(self, hf_class: Any, trust_remote_code: bool = False) -> None:
-        self._hf_class, self._trust_remote_code = hf_class, trust_remote_code
+        self.hf_class, self._trust_remote_code = hf_class, trust_remote_code
 
     def _from_config(self, config: Any) -> Any:
-        return self._hf_class.from_config(config, trust_remote_code=self._trust_remote_code)
+        return self.hf_class.from_config(config, trust_remote_code=self._trust_remote_code)
