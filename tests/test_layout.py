@@ -19,7 +19,7 @@ LAYERS = [
     {"tokenizer", "tokenizer_files", "sentencepiece", "detokenize", "sampling", "stop", "perplexity"},
     {"models", "sources", "quantize", "reference_decoder", "calibration", "checkpoint", "loading", "woq"},
     {"sessions", "sentence", "texts"},
-    {"requests", "rows", "scheduler", "generate", "engine", "token_bytes", "json_numbers", "json_schemas", "grammar"},
+    {"requests", "rows", "scheduler", "speculation", "generate", "engine", "token_bytes", "json_numbers", "json_schemas", "grammar"},
     {"text"},
     {"chat", "tool_calls", "tool_grammar", "answers", "options"},
     {"embed", "rerank"},

@@ -63,14 +63,20 @@ class ToyCache:
 
 class ToyEngine:
     """logits: (ids so far) -> float array [vocab_size]. Counts passes and tokens; `delay` seconds per pass. A cache
-    costs a byte per token."""
+    costs a byte per token. exact_tokens: 1 = speculation has no room."""
 
     def __init__(
-        self, logits: Callable[[list[int]], np.ndarray], vocab_size: int = VOCAB, context: int = 512, delay: float = 0.0
+        self,
+        logits: Callable[[list[int]], np.ndarray],
+        vocab_size: int = VOCAB,
+        context: int = 512,
+        delay: float = 0.0,
+        exact_tokens: int = 1,
     ) -> None:
         self.vocab_size = vocab_size
         self.context = context
         self.token_bytes = 1
+        self.exact_tokens = exact_tokens
         self.logits = logits
         self.delay = delay
         self.passes: list[list[int]] = []  # tokens per part of every pass
@@ -105,11 +111,13 @@ class ToyEngine:
         if self.delay:
             time.sleep(self.delay)
         rows = []
-        for cache, tokens, _ in parts:
+        for cache, tokens, all_logits in parts:
             assert len(tokens) >= 1
             assert cache.length + len(tokens) <= cache.capacity
-            cache.ids.extend(int(t) for t in tokens)
-            rows.append(np.asarray(self.logits(cache.ids), np.float32))
+            for i, token in enumerate(tokens):
+                cache.ids.append(int(token))
+                if all_logits or i == len(tokens) - 1:
+                    rows.append(np.asarray(self.logits(cache.ids), np.float32))
         return np.stack(rows)
 
 

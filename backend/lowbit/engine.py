@@ -15,6 +15,10 @@ from lowbit.runtime import pool
 
 logger = logging.getLogger(__name__)
 
+# (token, head) rows that the native attention takes together (kQueryRows in attention.cpp): a part of more tokens sums
+# over its keys in another order than single steps do.
+QUERY_ROWS = 32
+
 
 class NativeEngine:
     """Computes logits with the native decoder (the protocol `generate.Engine`). Weights are shared and immutable."""
@@ -29,6 +33,7 @@ class NativeEngine:
         # The decoder views the arrays of `loaded`; the binding keeps them alive.
         self._decoder = ops.decoder(spec.to_dict(), loaded.tensors, runtime.compute, runtime.tier)
         self._capacities = capacities_of(spec, self.context)
+        self.exact_tokens = max(1, min(8, QUERY_ROWS * spec.kv_heads // spec.heads))
         self.token_bytes: int = self.new_cache(1).bytes_per_position
 
     def capacity(self, tokens: int) -> int:

@@ -18,6 +18,7 @@ class Engine(Protocol):
     vocab_size: int
     context: int  # longest sequence, in tokens
     token_bytes: int  # of a cache, per token
+    exact_tokens: int  # of one part whose logits are those of single steps to the last bit
 
     def capacity(self, tokens: int) -> int:
         """Returns the capacity of the cache to use for a sequence that may grow to that many tokens."""

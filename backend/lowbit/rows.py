@@ -11,6 +11,7 @@ from lowbit import ops
 from lowbit.requests import Engine, Event, Request
 from lowbit.sampling import new_seed
 from lowbit.sessions import Held, Session
+from lowbit.speculation import Lookup
 
 # Events on their way from whoever makes the steps to the caller who asked for them; an exception ends the caller's
 # rows; None calls the reader to make steps itself. SimpleQueue, because its put() may be interrupted by another put(),
@@ -43,6 +44,8 @@ class Row:
         self.session: Session | None = None
         self.held: Held | None = None  # the session's cache and the ids it holds, for others to begin from
         self.waits_for: tuple[Row, int] | None = None  # a row that is prefilling what this one begins with, how far
+        speculates = self.options.greedy if self.options.speculate is None else self.options.speculate
+        self.lookup = Lookup(engine.exact_tokens - 1) if speculates and engine.exact_tokens > 1 else None
         self.reused = 0  # prompt tokens that a kept session already held
         self.delivered = 0  # events put into the mailbox
         self.taken = 0  # events the caller has read
@@ -61,6 +64,29 @@ class Row:
         """Ids not yet in the cache."""
         assert self.session is not None
         return self.ids[self.session.cache.length : self.count]
+
+    def draft(self) -> np.ndarray:
+        """Guessed ids after the known ones, at most as many as there is room for before the last one."""
+        if self.lookup is None:
+            return self.ids[:0]
+        return self.lookup.draft(self.ids[: self.count], self.ids.size - self.count - 1)
+
+    def settle(self) -> None:
+        """Cuts the cache back to ids that are chosen and not to be computed again: what follows was a draft, or its
+        logits were lost with an interrupted step."""
+        assert self.session is not None
+        if self.session.cache.length >= self.count:
+            self.session.cache.truncate(self.count - 1)
+
+    def choose_all(self, logits: np.ndarray, draft: np.ndarray) -> None:
+        """Chooses the next token from the first row of logits, and on from the others as long as the draft is right."""
+        for accepted in range(draft.size + 1):
+            self.choose(logits[accepted])
+            if self.finished or accepted == draft.size or self.ids[self.count - 1] != draft[accepted]:
+                break
+        if draft.size:
+            assert self.lookup is not None
+            self.lookup.learn(draft.size, accepted)
 
     @property
     def cancelled(self) -> bool:

@@ -26,6 +26,7 @@ ALIASES = {"stop_strings": "stop", "max_tokens": "max_new_tokens"}
 # Names of transformers that change nothing here as long as they have one of these values (None: any value).
 NEUTRAL: dict[str, tuple[Any, ...] | None] = {
     "use_cache": None,
+    "prompt_lookup_num_tokens": None,  # `speculate` is on anyway, and changes no answer
     "pad_token_id": None,
     "bos_token_id": None,
     "attention_mask": None,
@@ -67,6 +68,8 @@ class GenerationOptions:
     ignore_eos: go on after them.
     suppress_tokens: ids never generated. keep_tokens: ids of special tokens that, unlike the others, stay in the text.
     logprobs: None, or how many alternatives to report beside the chosen token.
+    speculate: guess tokens that stood in prompt or output before and check several in one pass: faster where the answer
+    quotes, never another answer. None = when greedy and alone, as long as it pays; True = when sampling, too.
     cancel: an event; when it is set, generation ends within one step with finish reason "cancelled".
     json_schema (dictionary, JSON text or pydantic class), regex, choice (list of strings), grammar (Lark or GBNF): what
     the text keeps to, one of them at most (extra `grammar`). Finish reason "stop" then says that the text is whole; a
@@ -91,6 +94,7 @@ class GenerationOptions:
     suppress_tokens: tuple[int, ...] = ()
     keep_tokens: tuple[int, ...] = ()
     logprobs: int | None = None
+    speculate: bool | None = None
     cancel: threading.Event | None = None
     json_schema: Any = None
     regex: str | None = None
@@ -324,4 +328,5 @@ _CHECKS = {
     "seed": _whole(0, 2**64 - 1),
     "ignore_eos": _flag,
     "logprobs": _whole(0),
+    "speculate": _flag,
 }

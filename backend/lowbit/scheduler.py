@@ -28,6 +28,7 @@ from lowbit.sessions import MIN_REUSE, Held, SessionPool, common_prefix
 # Events a reader may be behind before its row waits for it: enough for a thread that is late by some steps, and a bound
 # on what is computed for nothing and kept in memory.
 RUN_AHEAD = 16
+Share = tuple[Row, np.ndarray, np.ndarray]
 # Prompt tokens per pass while other rows step, so that their next token is a short pass away. 32 gave 0.8 to 1.0 of the
 # prefill rate of 128 in a third of the time.
 BESIDE_STEPS = 32
@@ -122,6 +123,7 @@ class Scheduler:
         for row in [row for row in self._rows if row.finished]:
             self._rows.remove(row)
             if row.session is not None and not row.session.released:
+                row.settle()
                 self.sessions.release(row.session, row.ids)
 
     def _step(self) -> None:
@@ -134,13 +136,14 @@ class Scheduler:
         for row in running:
             if row.session is None:
                 self._admit(row)
-            elif row.session.cache.length == row.count:  # its logits were lost with an interrupted step
-                row.session.cache.truncate(row.count - 1)
-        for row, logits in self._forward(self._shares([row for row in running if row.session is not None])):
+            else:
+                row.settle()
+        for row, draft, logits in self._forward(self._shares([row for row in running if row.session is not None])):
             try:
-                row.choose(logits)
+                row.choose_all(logits, draft)
             except Exception as error:  # NaN logits, a constraint that allows nothing or breaks: this row's alone
                 row.fail(error)
+            row.settle()
         self._collect()
 
     def _admit(self, row: Row) -> None:
@@ -162,35 +165,41 @@ class Scheduler:
         row.held = Held(row.session.cache, row.ids)
         row.reused = row.session.reused
 
-    def _shares(self, rows: list[Row]) -> list[tuple[Row, np.ndarray]]:
-        """Returns what each row puts into the pass.
+    def _shares(self, rows: list[Row]) -> list[Share]:
+        """Returns what each row puts into the pass: (row, ids, of which the last so many are a draft).
 
-        Rows that step take one token each; the prompts still to prefill share the rest of the chunk, first come first.
+        Rows that step take one token each, and a draft where nobody shares the pass (in a batch a drafted token costs
+        what another row's token does); the prompts still to prefill share the rest of the chunk, first come first.
         """
         stepping = sum(row.pending.size == 1 for row in rows)
-        room = max(min(self.prefill_chunk, BESIDE_STEPS) if stepping else self.prefill_chunk - stepping, 1)
+        room = max(min(self.prefill_chunk, BESIDE_STEPS) if stepping else self.prefill_chunk, 1)
         shares = []
         for row in rows:
-            pending = row.pending
+            pending, draft = row.pending, row.ids[:0]
             if pending.size > 1:
                 pending = pending[:room]
                 room -= pending.size
+            elif len(rows) == 1:
+                draft = row.draft()
             if pending.size:
-                shares.append((row, pending))
+                shares.append((row, np.concatenate([pending, draft]) if draft.size else pending, draft))
         return shares
 
-    def _forward(self, shares: list[tuple[Row, np.ndarray]]) -> list[tuple[Row, np.ndarray]]:
-        """Runs one pass; returns the rows whose prompt is complete, with their logits.
+    def _forward(self, shares: list[Share]) -> list[Share]:
+        """Runs one pass; returns (row, draft, logits after its last token and each drafted one) of those whose prompt
+        is complete.
 
         A pass that fails is tried again row by row, so that one row too many for the memory does not end the others.
         """
         if not shares:
             return []
-        before = [_cache(row).length for row, _ in shares]
+        before = [_cache(row).length for row, _, _ in shares]
         try:
-            logits = self.engine.forward([(_cache(row), ids, False) for row, ids in shares])
+            logits = self.engine.forward([(_cache(row), ids, draft.size > 0) for row, ids, draft in shares])
         except BaseException as error:
-            for (row, _), length in zip(shares, before, strict=True):  # what a broken pass appended is not to be used
+            for (row, _, _), length in zip(
+                shares, before, strict=True
+            ):  # what a broken pass appended is not to be used
                 _cache(row).truncate(min(length, _cache(row).length))
             if not isinstance(error, Exception):
                 raise
@@ -201,7 +210,12 @@ class Scheduler:
             row.session.usable = False
             row.fail(error)
             return []
-        return [(row, logits[i]) for i, (row, _) in enumerate(shares) if not row.pending.size]
+        results, at = [], 0
+        for row, _, draft in shares:
+            if draft.size or not row.pending.size:
+                results.append((row, draft, logits[at : at + 1 + draft.size]))
+            at += 1 + draft.size
+        return results
 
     def after_fork(self) -> None:
         """In a forked child: the turn may be held by a thread that does not exist here, and rows belong to callers in
