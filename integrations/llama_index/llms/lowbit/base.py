@@ -193,7 +193,7 @@ class IpexLLM(StructuredAnswers, FunctionCallingLLM):
 
         Arguments and errors are the constructor's.
         """
-        return cls(*args, **{**kwargs, "low_bit_model": False})
+        return cls(*args, **kwargs)
 
     @classmethod
     @with_signature_of(__init__, "low_bit_model", "load_in_4bit", "load_in_low_bit")
