@@ -76,6 +76,22 @@ def json_schema(schema: Mapping[str, Any] | type) -> dict[str, Any]:
     return close_objects(read_schema(convert_to_openai_tool(schema)["function"]["parameters"]))  # type: ignore[arg-type]
 
 
+def options_of(response_format: Mapping[str, Any] | type | None) -> dict[str, Any]:
+    """Returns the options that OpenAI's `response_format` means: a dictionary with the type "text", "json_object" or
+    "json_schema", or a schema itself. Raises ValueError for another type, with the nearest."""
+    if response_format is None:
+        return {}
+    kind = response_format.get("type") if isinstance(response_format, Mapping) else None
+    if kind in ("text", "json_object"):
+        return {} if kind == "text" else {"json_schema": {"type": "object"}}
+    if kind == "json_schema" and isinstance(response_format, Mapping):
+        return {"json_schema": json_schema(response_format["json_schema"]["schema"])}
+    if isinstance(response_format, Mapping) and not response_format.keys() & {"properties", "parameters", "$ref"}:
+        kinds = ("text", "json_object", "json_schema")
+        raise ValueError(f"unknown response_format {kind!r}{nearest(str(kind), kinds)} Types: {', '.join(kinds)}.")
+    return {"json_schema": json_schema(response_format)}
+
+
 class _Whole:
     """Before a parser: refuses the answer of a model that was cut short."""
 

@@ -26,7 +26,7 @@ from pydantic import AliasChoices, ConfigDict, Field, model_validator
 from langchain_lowbit._answers import Answer
 from langchain_lowbit._messages import template_messages
 from langchain_lowbit._model import LowBitModel
-from langchain_lowbit._structured import structured_output
+from langchain_lowbit._structured import options_of, structured_output
 from lowbit import chat, tool_calls
 from lowbit.answers import AnswerReader
 from lowbit.sampling import merge
@@ -207,7 +207,13 @@ class ChatIpexLLM(LowBitModel, BaseChatModel):
         how = {name: kwargs.pop(name, getattr(self, name, None)) for name in ("template", "tool_syntax")}
         how |= {name: kwargs.pop(name, None) for name in ("tools", "tool_choice")}
         variables = {**(self.template_kwargs or {}), **(kwargs.pop("template_kwargs", None) or {})}
-        options = self._options(stop, kwargs)
+        held_to = options_of(kwargs.pop("response_format", None))
+        if held_to and how["tools"]:
+            raise ValueError(
+                "an answer that is held to a response_format can call no tools: leave one of them out; for an agent "
+                "pass response_format=ToolStrategy(...), whose answer is a call itself"
+            )
+        options = self._options(stop, kwargs | held_to)
         return chat.turn(self._loaded, template_messages(messages), options, **how, **variables)
 
     # ---- generating: every method below is a fold over the model's deltas ----

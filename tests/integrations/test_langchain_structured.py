@@ -2,12 +2,13 @@
 because it cannot do otherwise; what is cut short is an error."""
 
 import asyncio
+import json
 from typing import Literal, TypedDict
 
 import jsonschema
 import pytest
 from langchain.agents import create_agent
-from langchain.agents.structured_output import ToolStrategy
+from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage
 from langchain_core.tools import tool
@@ -164,3 +165,32 @@ def test_a_tool_that_cannot_be_enforced_is_named():
 def test_an_agent_answers_with_an_object():
     agent = create_agent(chat(), tools=[], response_format=ToolStrategy(Pet))
     assert isinstance(agent.invoke({"messages": "Hi"})["structured_response"], Pet)
+
+
+# ---- response_format, as OpenAI's clients and LangChain's ProviderStrategy write it ----
+
+
+@pytest.mark.parametrize("given", [PETS, {"type": "json_schema", "json_schema": {"name": "pets", "schema": PETS}}])
+def test_a_response_format_is_enforced(given):
+    for content in (
+        chat().invoke("Hi", response_format=given).content,
+        "".join(chunk.content for chunk in chat(seed=5).stream("Hi", response_format=given)),
+    ):
+        jsonschema.validate(json.loads(content), PETS)
+
+
+def test_other_response_formats():
+    plain = chat(max_tokens=5)
+    assert plain.invoke("Hi", response_format={"type": "text"}).content == plain.invoke("Hi").content
+    assert plain.invoke("Hi", response_format={"type": "json_object"}).content.startswith("{")
+    assert Pet.model_validate_json(chat().invoke("Hi", response_format=Pet).content)
+    with pytest.raises(ValueError, match="did you mean 'json_schema'"):
+        plain.invoke("Hi", response_format={"type": "json_shema"})
+
+
+def test_an_agent_with_the_providers_strategy():
+    agent = create_agent(chat(), [], response_format=ProviderStrategy(Pet))
+    assert isinstance(agent.invoke({"messages": [("user", "Hi")]})["structured_response"], Pet)
+    with_tools = create_agent(chat(), [now], response_format=ProviderStrategy(Pet))
+    with pytest.raises(ValueError, match=r"can call no tools.*ToolStrategy"):
+        with_tools.invoke({"messages": [("user", "Hi")]})
