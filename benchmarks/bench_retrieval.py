@@ -89,7 +89,7 @@ def main() -> None:
                     "passages": len(data.passages),
                     "queries": len(data.queries),
                     "ndcg10": round(value, 4),
-                    "change_percent": round(100 * (value / first[1] - 1), 2),
+                    "change_percent": round(100 * (value / first[1] - 1), 2) + 0.0,  # never -0
                     "recall100": round(float(np.mean([recall(*pair) for pair in pairs])), 4),
                     "smallest_cosine": embedders.smallest_cosine(passages, first[0]),
                     "seconds": round(seconds, 1),

@@ -59,7 +59,7 @@ def main() -> None:
                     "system": name,
                     "pairs": len(first),
                     "spearman": round(value, 4),
-                    "change": round(value - base[1], 4),
+                    "change": round(value - base[1], 4) + 0.0,  # never -0
                     "smallest_cosine": embedders.smallest_cosine(vectors, base[0]),
                     "seconds": round(seconds, 1),
                 }

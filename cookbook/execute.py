@@ -54,7 +54,7 @@ def notebooks() -> list[Path]:
 def parameters(notebook: NotebookNode) -> dict[str, Any]:
     """Returns the names and values of the notebook's parameters cell."""
     tree = ast.parse(notebook.cells[_parameters_cell(notebook)].source)
-    return {line.targets[0].id: ast.literal_eval(line.value) for line in tree.body if isinstance(line, ast.Assign)}  # type: ignore[attr-defined]
+    return {line.targets[0].id: ast.literal_eval(line.value) for line in tree.body if isinstance(line, ast.Assign)}
 
 
 def _parameters_cell(notebook: NotebookNode) -> int:
@@ -120,7 +120,8 @@ def texts(notebook: NotebookNode) -> str:
 
 def complaints(notebook: NotebookNode) -> list[str]:
     """Returns what must not be in stored outputs: folders of this machine, and anything on stderr."""
-    found = [place for place in map(str, (ROOT, Path.home(), Path(sys.prefix))) if place in texts(notebook)]
+    places = [str(path) for path in (ROOT, Path.home(), Path(sys.prefix)) if path != Path(path.anchor)]
+    found = [place for place in places if place in texts(notebook)]
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     return found + [output["text"] for output in outputs if output.get("name") == "stderr"]
 
