@@ -259,7 +259,7 @@ def compile_constraint(kind: str, value: Any, tokenizer: Tokenizer, vocab_size: 
 
     json_schema: dictionary, JSON text or pydantic class. regex: the whole text matches it (Rust's syntax: no
     look-around, no back-references). choice: list of strings, one of which is the text. grammar: Lark as llguidance
-    reads it, or GBNF. The first call for a tokenizer reads its vocabulary (about a second for 100 000 tokens); this and
+    reads it, or GBNF. The first call for a tokenizer reads its vocabulary (half a second for 100 000 tokens); this and
     compiled grammars are kept.
 
     Raises ImportError naming the extra when the engine is missing, TypeError for a value of another type, ValueError

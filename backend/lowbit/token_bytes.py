@@ -62,12 +62,14 @@ def token_bytes(tokenizer: Tokenizer, vocab_size: int) -> TokenBytes:
         for i, text in zip(ids, texts, strict=True):
             if i in tokenizer.special_ids:
                 continue
-            part = None if i in literal else _bytes_by_rule(names[i], alphabet, "ByteFallback" in kinds)
-            # A whole character reads the same by both ways, less what is stripped at the beginning.
-            out[i] = part if part is not None and "\N{REPLACEMENT CHARACTER}" in text else text[len(known) :].encode()
+            out[i] = text[len(known) :].encode()
+            if "\N{REPLACEMENT CHARACTER}" in text and i not in literal:  # a part of a character, or really this one
+                part = _bytes_by_rule(names[i], alphabet, "ByteFallback" in kinds)
+                out[i] = out[i] if part is None else part
         return out
 
-    inner, first = table(_anchor(tokenizer)), table([])
+    inner = table(_anchor(tokenizer))
+    first = inner if kinds == {"ByteLevel"} else table([])  # that decoder strips nothing
     return TokenBytes(inner, first if first != inner else None, tokenizer.special_ids)
 
 
