@@ -7,6 +7,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -254,3 +255,31 @@ def test_bge_embeddings_of_langchain_community(community, tmp_path, monkeypatch)
     assert sum(isinstance(m, LowBitLinear) for m in old.client.modules()) >= 6
     a, b = (np.array(e.embed_documents(["w1 w2", "w3"])) for e in (old, new))
     assert (a * b).sum(1).min() > 0.99
+
+
+# ---- the unmodified class of LlamaIndex's deleted package, which no environment of ours has: it pins an old core ----
+
+
+def _old_package(name):
+    """Skips where a package is absent; returns whether LlamaIndex's core is one that it was written for."""
+    pytest.importorskip("llama_index.core")
+    try:
+        version(name)
+    except PackageNotFoundError:
+        pytest.skip(f"{name} is not installed (deleted; it pins llama-index-core<0.11)")
+    return tuple(int(part) for part in version("llama-index-core").split(".")[:2]) < (0, 11)
+
+
+def test_ipex_llm_of_llama_index(tmp_path):
+    if not _old_package("llama-index-llms-ipex-llm"):
+        with pytest.raises(AttributeError, match="field_info"):
+            importlib.import_module("llama_index.llms.ipex_llm")
+        return
+    from llama_index.llms.ipex_llm import IpexLLM
+
+    llm = IpexLLM.from_model_id(model_name=DEMO, tokenizer_name=DEMO, max_new_tokens=12)
+    assert llm.complete(QUESTION).text == " Quonda."
+    assert "".join(response.delta for response in llm.stream_complete(QUESTION)).strip() == "Quonda."
+    llm._model.save_low_bit(str(tmp_path))
+    again = IpexLLM.from_model_id_low_bit(model_name=str(tmp_path), tokenizer_name=DEMO, max_new_tokens=12)
+    assert again.complete(QUESTION).text == " Quonda."
