@@ -1,0 +1,92 @@
+"""How much faster is an answer that quotes its prompt, and what does looking for quotes cost one that does not?
+
+Synthetic weights quote nothing, so the answer is dictated by a constraint: pieces of the prompt of `--piece` tokens, and
+`--between` new tokens after each, as answers from retrieved documents have them. Everything else is the real thing:
+passes, drafts, verification. Beside it the same with new tokens only. Answers are checked to be what was dictated.
+
+    python benchmarks/bench_speculation.py --models /tmp/models --shapes llama-1b
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import _common as common
+import numpy as np
+
+import lowbit
+from lowbit.generate import Generator, Request
+from lowbit.sampling import GenerationOptions
+
+
+def dictated(answer: np.ndarray, vocab_size: int):
+    """Returns a constraint that allows nothing but `answer`, token by token."""
+
+    def allowed(output: np.ndarray) -> np.ndarray:
+        words = np.zeros((vocab_size + 31) // 32, np.uint32)
+        token = int(answer[output.size])
+        words[token // 32] = 1 << (token % 32)
+        return words
+
+    return allowed
+
+
+def answers(rng, prompt: np.ndarray, vocab_size: int, steps: int, piece: int, between: int) -> dict[str, np.ndarray]:
+    """Returns an answer that quotes and one that does not, int32 [steps]."""
+    new = rng.integers(300, vocab_size, 2 * steps, dtype=np.int32)
+    parts: list[np.ndarray] = []
+    while sum(p.size for p in parts) < steps:
+        start = int(rng.integers(0, prompt.size - piece))
+        parts += [prompt[start : start + piece], new[len(parts) * between : (len(parts) + 1) * between]]
+    return {"quotes": np.concatenate(parts)[:steps], "new": new[steps:]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", default=["qwen2-0.5b", "llama-1b"])
+    parser.add_argument("--format", default="sym_int4")
+    parser.add_argument("--models", help="folder that keeps the synthetic models between runs (default: temporary)")
+    parser.add_argument("--prompt", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=96)
+    parser.add_argument("--piece", type=int, default=24, help="tokens of a quoted piece")
+    parser.add_argument("--between", type=int, default=6, help="new tokens between two pieces")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--json", help="file for the figures, - for standard output")
+    args = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for shape in args.shapes:
+            folder = common.low_bit_folder(shape, args.format, Path(args.models or scratch))
+            engine = lowbit.load(str(folder), threads=args.threads).generator.engine
+            generator, rng = Generator(engine), np.random.default_rng(0)
+            prompt = rng.integers(300, engine.vocab_size, args.prompt, dtype=np.int32)
+            texts = answers(rng, prompt, engine.vocab_size, args.steps, args.piece, args.between)
+
+            def sample(
+                kind: str, speculate: bool, engine=engine, generator=generator, prompt=prompt, texts=texts
+            ) -> float:
+                options = GenerationOptions(max_new_tokens=args.steps, temperature=0, speculate=speculate)
+                request = Request(prompt, options, (), dictated(texts[kind], engine.vocab_size))
+                with generator.start([request]) as batch:  # the prompt is in a kept session after the first time
+                    got = [next(batch).token]
+                    start = time.perf_counter()
+                    got += [event.token for event in batch]
+                    seconds = time.perf_counter() - start
+                if got != texts[kind].tolist():
+                    raise SystemExit("the answer is not what was dictated")
+                return (args.steps - 1) / seconds
+
+            variants = {(kind, on): lambda k=kind, o=on: sample(k, o) for kind in texts for on in (False, True)}
+            samples = common.interleave(variants, args.rounds)
+            row = {"shape": shape, "format": args.format, "draft": engine.exact_tokens - 1}
+            for kind in texts:
+                row[f"{kind}_tok_s"] = round(common.median(samples[kind, True]), 1)
+                row[f"{kind}_ratio"] = round(common.ratio(samples[kind, True], samples[kind, False]), 2)
+            rows.append(row)
+    common.report("speculation", rows, args.json, threads=args.threads)
+
+
+if __name__ == "__main__":
+    main()
