@@ -1,7 +1,7 @@
 """How much faster is an answer that quotes its prompt, and what does looking for quotes cost one that does not?
 
-Synthetic weights quote nothing, so the answer is dictated by a constraint: pieces of the prompt of `--piece` tokens, and
-`--between` new tokens after each, as answers from retrieved documents have them. Everything else is the real thing:
+Synthetic weights quote nothing, so the answer is dictated by a constraint: pieces of the prompt of `--piece` tokens,
+and `--between` new tokens after each, as answers from retrieved documents have them. Everything else is the real thing:
 passes, drafts, verification. Beside it the same with new tokens only. Answers are checked to be what was dictated.
 
     python benchmarks/bench_speculation.py --models /tmp/models --shapes llama-1b

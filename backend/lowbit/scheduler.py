@@ -16,7 +16,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from lowbit.sessions import MIN_REUSE, Held, SessionPool, common_prefix
 # Events a reader may be behind before its row waits for it: enough for a thread that is late by some steps, and a bound
 # on what is computed for nothing and kept in memory.
 RUN_AHEAD = 16
+FORK_PATIENCE = 60.0  # seconds that os.fork() waits for a step at most
 Share = tuple[Row, np.ndarray, np.ndarray]
 # Prompt tokens per pass while other rows step, so that their next token is a short pass away. 32 gave 0.8 to 1.0 of the
 # prefill rate of 128 in a third of the time.
@@ -47,6 +48,8 @@ class Scheduler:
         self._rows: list[Row] = []  # oldest first; the first max_batch that can run share a pass
         self._turn = threading.Lock()
         self._waiting: dict[Mailbox, None] = {}
+        self._stepping = 0  # the thread that makes a step
+        self._held_for_fork = False
         _schedulers.add(self)
 
     def submit(self, rows: Iterable[Row]) -> None:
@@ -128,6 +131,7 @@ class Scheduler:
 
     def _step(self) -> None:
         """One pass for the rows that can run, and the choice of their next tokens."""
+        self._stepping = threading.get_ident()
         self._collect()
         for row in self._rows:
             if row.cancelled:
@@ -217,15 +221,28 @@ class Scheduler:
             at += 1 + draft.size
         return results
 
-    def after_fork(self) -> None:
-        """In a forked child: the turn may be held by a thread that does not exist here, and rows belong to callers in
-        the parent. Kept sessions stay."""
+    # ---- forks -------------------------------------------------------------------------------------------------
+
+    def before_fork(self) -> None:
+        """Waits for the end of a step, so that the child finds no native lock taken by a thread it does not have."""
+        if not (self._turn.locked() and self._stepping == threading.get_ident()):  # not from within our own step
+            self._held_for_fork = self._turn.acquire(timeout=FORK_PATIENCE)
+
+    def after_fork_in_parent(self) -> None:
+        if self._held_for_fork:
+            self._held_for_fork = False
+            self._turn.release()
+            self._tidy()
+
+    def after_fork_in_child(self) -> None:
+        """Ends the rows, which belong to callers in the parent. Kept sessions stay."""
         for row in (*self._rows, *self._new):
             row.fail(RuntimeError("this generation began before os.fork() and goes on in the parent process only"))
         self._new.clear()
         self._gone.clear()
         self._rows.clear()
         self._waiting.clear()
+        self._held_for_fork = False
         self._turn = threading.Lock()
 
 
@@ -237,10 +254,18 @@ def _cache(row: Row) -> Any:
 _schedulers: weakref.WeakSet[Scheduler] = weakref.WeakSet()
 
 
-def _after_fork() -> None:
-    for scheduler in list(_schedulers):
-        scheduler.after_fork()
+def _for_all(method: Callable[[Scheduler], None]) -> Callable[[], None]:
+    # In the same order everywhere: two threads that fork at once must not wait for each other.
+    def run() -> None:
+        for scheduler in sorted(_schedulers, key=id):
+            method(scheduler)
+
+    return run
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(
+        before=_for_all(Scheduler.before_fork),
+        after_in_parent=_for_all(Scheduler.after_fork_in_parent),
+        after_in_child=_for_all(Scheduler.after_fork_in_child),
+    )

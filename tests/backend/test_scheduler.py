@@ -5,10 +5,12 @@ import gc
 import os
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import lowbit
 import toy
 from lowbit.asynchronous import AHEAD, iterate_in_thread
 from lowbit.generate import Generator, Request
@@ -279,15 +281,49 @@ def test_a_forked_child_generates_while_the_parent_is_in_a_step():
             os._exit(0 if good else 1)
         finally:
             os._exit(2)
-    deadline = time.monotonic() + 20
+    assert exit_code(child) == 0
+    thread.join(20)
+
+
+def exit_code(child):
+    """Returns the exit code of a forked child, which has 30 seconds."""
+    deadline = time.monotonic() + 30
     while (done := os.waitpid(child, os.WNOHANG)) == (0, 0):
         if time.monotonic() > deadline:
             os.kill(child, 9)
             os.waitpid(child, 0)
             pytest.fail("the child waits for ever")
         time.sleep(0.01)
-    assert os.waitstatus_to_exitcode(done[1]) == 0
-    thread.join(20)
+    return os.waitstatus_to_exitcode(done[1])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_runs_the_native_engine_while_the_parent_does():
+    """A fork in the middle of a pass would leave the child with a decoder locked by nobody."""
+    path = Path(__file__).parents[2] / "demo" / "model"
+    if not (path / "config.json").exists():
+        pytest.skip("the embedded model is not in this checkout yet")
+    model = lowbit.load(path, "sym_int4", device="cpu", threads=2)
+    expected = model.generate("The", max_new_tokens=8).text
+    stop = threading.Event()
+    thread = threading.Thread(
+        target=lambda: [model.generate("Once", max_new_tokens=200, ignore_eos=True, cancel=stop) for _ in range(50)]
+    )
+    thread.start()
+    try:
+        for _ in range(5):
+            time.sleep(0.01)
+            child = os.fork()
+            if child == 0:
+                try:
+                    os._exit(0 if model.generate("The", max_new_tokens=8).text == expected else 1)
+                finally:
+                    os._exit(2)
+            assert exit_code(child) == 0
+    finally:
+        stop.set()
+        thread.join(60)
 
 
 async def test_a_slow_asynchronous_reader_bounds_what_is_computed():
