@@ -22,7 +22,8 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 import lowbit
-from lowbit.grammar import Constraint, Vocabulary
+from lowbit.grammar import Constraint, compile_over
+from lowbit.grammar_vocabulary import Vocabulary
 from lowbit.tokenizer import Tokenizer
 
 PERSON = {
@@ -138,7 +139,7 @@ def measure(tokens: list[bytes], name: str, step_ms: float, steps: int) -> list[
     rows = []
     for case, (kind, value, text) in CASES.items():
         start = time.thread_time()
-        constraint = vocabulary.compile(kind, value)
+        constraint = compile_over(vocabulary, kind, value)
         constraint.guide([eos])
         compiled = time.thread_time() - start
         first = along(constraint, text.encode(), eos, ids)

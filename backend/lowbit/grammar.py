@@ -1,8 +1,8 @@
 """Answers that keep to a grammar: JSON schema, regular expression, list of choices, or a grammar in Lark or GBNF.
 
-The grammar engine is llguidance (extra `grammar`; docs/structured_output.md says why). Here: what a vocabulary is to
-it, compiled grammars kept per tokenizer, and `Guide`, which tells before every step which tokens may come. An eos token
-may come exactly where the grammar accepts the text so far.
+The grammar engine is llguidance (extra `grammar`; docs/structured_output.md says why). Here: the four kinds, compiled
+grammars kept per tokenizer, and `Guide`, which tells before every step which tokens may come. An eos token may come
+exactly where the grammar accepts the text so far.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ import json
 import re
 import threading
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from lowbit.grammar_vocabulary import Vocabulary
 from lowbit.json_schemas import read_schema
 from lowbit.sampling import CONSTRAINTS, GenerationOptions
-from lowbit.token_bytes import token_bytes
 from lowbit.tokenizer import Tokenizer
 
 KEPT_GRAMMARS = 64  # compiled ones per tokenizer; the least recently used goes first
@@ -134,122 +133,6 @@ class Constraint:
             return matcher.deep_copy()
 
 
-class Vocabulary:
-    """A tokenizer's tokens as the engine wants them, and the grammars compiled for them."""
-
-    def __init__(self, tokenizer: Tokenizer, size: int) -> None:
-        self.engine = _engine()
-        self.size = size
-        self.end = size  # the engine wants an end token of its own: an id more, because the guide sets the real ones
-        table = token_bytes(tokenizer, size)
-        names = {i: (tokenizer.token(i) or "").encode() for i in table.special if i < size}
-        self.inner = self._engine_tokenizer(table.inner, names, tokenizer)
-        self.first = None
-        self.silent: tuple[int, ...] = ()  # ids that write nothing as the first token, and a space later
-        self._first_bytes: dict[int, bytes] = {}
-        if table.first is not None:
-            first = list(table.first)
-            for i, (begin, inside) in enumerate(zip(first, table.inner, strict=True)):
-                if begin != inside:
-                    # A vocabulary without single bytes may be unable to say the rest of a token: never begin with it.
-                    first[i] = self._first_bytes[i] = begin if self.spell(begin) else b""
-            self.silent = tuple(i for i in self._first_bytes if not table.first[i])
-            self.first = self._engine_tokenizer(first, names, tokenizer, after=table.inner)
-        self._compiled: OrderedDict[tuple[str, str], Constraint] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def _engine_tokenizer(
-        self,
-        table: Sequence[bytes],
-        names: Mapping[int, bytes],
-        tokenizer: Tokenizer,
-        after: Sequence[bytes] | None = None,
-    ) -> Any:
-        tokens = [names.get(i, text) for i, text in enumerate([*table, b"<|lowbit end|>"])]
-        wrapped = _Tokens(tokens, [*names, self.end], tokenizer, self, after)
-        return self.engine.LLTokenizer(self.engine.TokenizerWrapper(wrapped))
-
-    def spell(self, text: bytes) -> list[int] | None:
-        """Returns tokens that write this UTF-8 text inside another, or None where the vocabulary cannot."""
-        try:
-            tokens: list[int] = self.inner.greedy_tokenize(text.decode())
-        except UnicodeDecodeError:
-            return None
-        return tokens if self.inner.decode_bytes(tokens) == text else None
-
-    def spell_first(self, text: bytes) -> list[int] | None:
-        """Returns tokens that write this text at the beginning of an answer, or None where the vocabulary cannot."""
-        if self.first is None:
-            return self.spell(text)
-        token: int | None = next(iter(self.first.greedy_tokenize(text.decode())), None)
-        written = b"" if token is None else self.first.decode_bytes([token])
-        rest = self.spell(text[len(written) :]) if written and text.startswith(written) else None
-        return None if token is None or rest is None else [token, *rest]
-
-    def first_as_inner(self, token: int) -> list[int]:
-        """Returns tokens that write inside a text what `token` writes as the first one."""
-        text = self._first_bytes.get(token)
-        return [token] if text is None else self.spell(text) or []
-
-    def compile(self, kind: str, value: Any) -> Constraint:
-        """Returns a constraint (kind: one of `sampling.CONSTRAINTS`), compiled once.
-
-        Raises ValueError naming what is wrong in it or cannot be enforced, TypeError for a value of a wrong type.
-        """
-        text = _TEXTS[kind](value)
-        with self._lock:
-            if (kind, text) in self._compiled:
-                self._compiled.move_to_end((kind, text))
-                return self._compiled[kind, text]
-        source = _grammar_source(self.engine, kind, text)
-        problem = self.engine.LLMatcher.validate_grammar(source)
-        if problem and not problem.startswith("WARNING"):
-            raise ValueError(f"{kind} cannot be enforced: {problem.strip()}")
-        constraint = Constraint(self, source)
-        with self._lock:
-            self._compiled[kind, text] = constraint
-            while len(self._compiled) > KEPT_GRAMMARS:
-                self._compiled.popitem(last=False)
-        return constraint
-
-
-class _Tokens:
-    """What llguidance.TokenizerWrapper wraps: tokens, and how the model's tokenizer splits text the grammar forces.
-
-    The split must write just that text: where the tokenizer's own does not (SentencePiece puts a space before it), it
-    is the longest tokens from the left. after: bytes of the tokens behind the first, where `tokens` are those of first
-    tokens. Refers to its owners weakly, because the engine's objects hide it from the garbage collector.
-    """
-
-    bos_token_id = None
-
-    def __init__(
-        self,
-        tokens: list[bytes],
-        special: list[int],
-        tokenizer: Tokenizer,
-        vocabulary: Vocabulary,
-        after: Sequence[bytes] | None,
-    ) -> None:
-        self.tokens, self.eos_token_id, self.special_token_ids = tokens, len(tokens) - 1, special
-        self._after = tokens if after is None else after
-        # Ids that a forced text must not be split into; those the model has no place for among them.
-        self._special = {*special, *range(len(tokens), tokenizer.vocab_size)}
-        self._tokenizer, self._vocabulary = weakref.ref(tokenizer), weakref.ref(vocabulary)
-
-    def __call__(self, text: bytes) -> list[int]:
-        tokenizer, vocabulary = self._tokenizer(), self._vocabulary()
-        if tokenizer is not None:
-            ids = tokenizer.encode(text.decode(), add_special_tokens=False)
-            parts = [(self._after if n else self.tokens)[i] for n, i in enumerate(ids) if i not in self._special]
-            if len(parts) == len(ids) and b"".join(parts) == text:
-                return ids
-        if vocabulary is None or not hasattr(vocabulary, "_compiled"):
-            return []  # while it is made, asked whether it can be called
-        spell = vocabulary.spell if self._after is self.tokens else vocabulary.spell_first
-        return spell(text) or [self.eos_token_id]  # which the guide never allows: there is no way on
-
-
 _vocabularies: weakref.WeakKeyDictionary[Tokenizer, dict[int, Vocabulary]] = weakref.WeakKeyDictionary()
 _vocabularies_lock = threading.Lock()
 
@@ -269,7 +152,28 @@ def compile_constraint(kind: str, value: Any, tokenizer: Tokenizer, vocab_size: 
         sizes = _vocabularies.setdefault(tokenizer, {})
         if vocab_size not in sizes:
             sizes[vocab_size] = Vocabulary(tokenizer, vocab_size)
-    return sizes[vocab_size].compile(kind, value)
+    return compile_over(sizes[vocab_size], kind, value)
+
+
+def compile_over(vocabulary: Vocabulary, kind: str, value: Any) -> Constraint:
+    """Returns a constraint over a vocabulary, compiled once; the rest is as in `compile_constraint`."""
+    text = _TEXTS[kind](value)
+    compiled = vocabulary.compiled
+    with vocabulary.lock:
+        if (kind, text) in compiled:
+            compiled.move_to_end((kind, text))
+            kept: Constraint = compiled[kind, text]
+            return kept
+    source = _grammar_source(vocabulary.engine, kind, text)
+    problem = vocabulary.engine.LLMatcher.validate_grammar(source)
+    if problem and not problem.startswith("WARNING"):
+        raise ValueError(f"{kind} cannot be enforced: {problem.strip()}")
+    constraint = Constraint(vocabulary, source)
+    with vocabulary.lock:
+        compiled[kind, text] = constraint
+        while len(compiled) > KEPT_GRAMMARS:
+            compiled.popitem(last=False)
+    return constraint
 
 
 def constraint_of(options: GenerationOptions, tokenizer: Tokenizer, vocab_size: int) -> Constraint | None:
@@ -296,18 +200,6 @@ def embedded_schema(schema: Mapping[str, Any]) -> str:
     return json.dumps({**schema, "x-guidance": _JSON_OPTIONS})
 
 
-def _engine() -> Any:
-    try:
-        import llguidance
-        import llguidance.numpy
-    except ImportError as error:
-        raise ImportError(
-            "constrained answers (json_schema, regex, choice, grammar) need the grammar engine: "
-            f"pip install 'lowbit[grammar]' ({error})"
-        ) from error
-    return llguidance
-
-
 def _set(words: np.ndarray, token: int, allowed: bool) -> None:
     bit = np.uint32(1 << (token % 32))
     words[token // 32] = words[token // 32] | bit if allowed else words[token // 32] & ~bit
@@ -315,9 +207,7 @@ def _set(words: np.ndarray, token: int, allowed: bool) -> None:
 
 def _fill(matcher: Any, words: np.ndarray) -> None:
     """Writes what may come next into int32 bit words [1, n]."""
-    import llguidance.numpy
-
-    llguidance.numpy.fill_next_token_bitmask(matcher, words)
+    matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
     if matcher.is_error():
         error = _first_line(matcher.get_error())
         if not error.startswith("NoExtension"):
