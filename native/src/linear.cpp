@@ -7,8 +7,8 @@ namespace {
 
 constexpr size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
 
-// From this number of rows on, unpacking the weights before use pays.
-constexpr int64_t kManyRows = 16;
+// From these numbers of rows on, unpacking the weights before use pays, and so do tiles (of 16 rows) where the tier has them.
+constexpr int64_t kManyRows = 32, kTiledRows = kTileRows16;
 
 // Rows of storage for m rows of activations: the last block may be padded (see QuantizedRows).
 int64_t stored_rows(int64_t m) {
@@ -18,7 +18,7 @@ int64_t stored_rows(int64_t m) {
 
 // Few rows never go through tiles. Where the tier has none, these bytes are never touched.
 size_t tiled_bytes(int64_t m, int64_t k_padded) {
-    return m < kManyRows ? 0 : round_up(static_cast<size_t>(TiledRows::over(nullptr, m, k_padded).bytes()), kLine);
+    return m < kTiledRows ? 0 : round_up(static_cast<size_t>(TiledRows::over(nullptr, m, k_padded).bytes()), kLine);
 }
 
 // Panels that pass through the cache together while all blocks of rows use them: 64 rows of weights, 140 KB for int4 and
@@ -129,7 +129,7 @@ void linear(Team& team, const KernelTable& kernels, const PackedView& w, const f
             int64_t y_stride) {
     const int id = static_cast<int>(w.format->id);
     const LinearKernels& k = kernels.linear;
-    if (x.compute == Compute::int8 && k.tiles.int8[id] && x.rows.m >= kManyRows)
+    if (x.compute == Compute::int8 && k.tiles.int8[id] && x.rows.m >= kTiledRows)
         run_tiles(team, k.tiles, w, x, y, y_stride);
     else if (x.compute == Compute::int8 && k.int8[id])
         run(team, k.int8[id], k.int8_many[id], w, x.quantized, y, y_stride);

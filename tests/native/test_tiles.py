@@ -14,7 +14,7 @@ from packed_random import FORMATS, INT8, Packed, exact_values, integer_codes, ra
 TIERS = [t for t in ("amx", "amx_model") if t in n.tiers() or (t == "amx_model" and "avx512" in n.tiers())]
 pytestmark = pytest.mark.skipif(not TIERS, reason="the tile kernels need AVX-512 for what is not a tile")
 POOL = n.ThreadPool(2)
-BLOCK = 512  # k that is summed as integers
+BLOCK = 256  # k that is summed as integers
 F = np.float32
 
 

@@ -1,21 +1,21 @@
-// Products in tiles (tier amx): for many rows of activations both sides are quantised to int8 again, so that 512 products are summed
+// Products in tiles (tier amx): for many rows of activations both sides are quantised to int8 again, so that 256 products are summed
 // as integers before a scale is applied. Results differ from the other tiers' by that rounding (docs/performance.md); they do not
 // depend on threads or on the rows that share a call. In fp32, one rounding per operation, no fused multiply-add:
-//   activations   per row and 512 k: t = max|x| / 127, code = rint(clamp(x * (127 / max|x|), -127, 127));
+//   activations   per row and 256 k: t = max|x| / 127, code = rint(clamp(x * (127 / max|x|), -127, 127));
 //                 t itself, and codes of zero, where max|x| is 0 or not finite, or where 127 / max|x| overflows
-//   weights       per output row and 512 k, over its groups with scale s (and minimum m) and integer codes q (formats.h, offset off):
+//   weights       per output row and 256 k, over its groups with scale s (and minimum m) and integer codes q (formats.h, offset off):
 //                   without minimum  top = max|s|, S = top * (L / 127), L the largest |q| of the format;
 //                                    r = trunc(s * (32768 / 2^a * (127 / L) / top)), at most 32767, 2^a the least power >= 127 / L
 //                   with minimum     top = max(|m|, |s * L + m|), S = top / 126; r = trunc(s * (32768 / 2^a * 126 / top)),
 //                                    2^a the least power >= 252 / L; c = rint(m * (126 / top))
 //                 code = ((q * 2^a * r + 2^14) >> 15) + c
-//   output        y = (sum over blocks of 512 k: (fp32(integer sum) * S) * t) * multiplier
+//   output        y = (sum over blocks of 256 k: (fp32(integer sum) * S) * t) * multiplier
 #pragma once
 #include "lowbit/tensor.h"
 
 namespace lowbit {
 
-inline constexpr int kTileK = 64, kTileRows16 = 16, kTileBlockK = 512;
+inline constexpr int kTileK = 64, kTileRows16 = 16, kTileBlockK = 256;
 
 // Rows of activations, padded with zeros to whole tiles: codes [rows / 16][tiles_k][16][64], scales [block of k][padded_rows].
 struct TiledRows {

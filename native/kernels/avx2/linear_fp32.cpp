@@ -71,7 +71,7 @@ inline Floats wide_float(const uint8_t* atom, int half) {
 
 #include "shared/fp32-inl.h"
 
-constexpr int kTileRows = 4;
+constexpr int kTileRows = 4, kTileVectors = 3, kStripPanels = 3;
 #include "shared/many-inl.h"
 
 #include "shared/fp32_many-inl.h"

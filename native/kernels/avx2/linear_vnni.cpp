@@ -36,7 +36,7 @@ struct Dot {
 
 #include "shared/int8-inl.h"
 
-constexpr int kTileRows = 4;
+constexpr int kTileRows = 4, kTileVectors = 3, kStripPanels = 3;
 #include "shared/many-inl.h"
 
 template <FormatId id>

@@ -64,7 +64,7 @@ inline Floats wide_float(const uint8_t* atom, int) {
 
 #include "shared/fp32-inl.h"
 
-constexpr int kTileRows = 8;
+constexpr int kTileRows = 8, kTileVectors = 3, kStripPanels = 3;
 #include "shared/many-inl.h"
 
 #include "shared/fp32_many-inl.h"

@@ -5,7 +5,7 @@ template <FormatId id>
 struct Int8Many {
     using Rows = QuantizedRows;
     static constexpr float factor = kInteger<id>.factor;
-    static constexpr int kBlockK = 512;  // of a strip: 24 KB
+    static constexpr int kBlockK = 512;  // of a strip: 16 or 24 KB
     static constexpr int kLineBytes = kLine, kAtomLines = kQuads;
 
     static ALWAYS_INLINE void unpack_atom(const uint8_t* atom, uint8_t* to, int line) {

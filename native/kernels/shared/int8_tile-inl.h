@@ -23,7 +23,7 @@ __attribute__((noinline)) void int8_tile(const Strip& s, int vector, const Quant
             const Dot<like> start = Dot<like>::start(sums + i);
             UNROLL for (int v = 0; v < V; v++) dot[i][v] = start;
         }
-        for_each_index<kQuads>([&](auto j) INLINE_LAMBDA {
+        for_each_index<kQuads - 1>([&](auto j) INLINE_LAMBDA {
             constexpr int quad = decltype(j)::value;
             Quad w[V];
             UNROLL for (int v = 0; v < V; v++) w[v] = load_quad(weights + quad * s.line + v * kQuadBytes);
@@ -45,7 +45,13 @@ __attribute__((noinline)) void int8_tile(const Strip& s, int vector, const Quant
                 for (int64_t g = -width * (s.group_atoms - 1); g <= 0; g += width)
                     UNROLL for (int i = 0; i < R; i++) sum[i] += scales[g + i] * static_cast<float>(sums[g + i]);
             }
-            UNROLL for (int i = 0; i < R; i++)
+            // The last quad of a row is followed by the settling of its sums, so that both kinds of work are under way at once.
+            constexpr int quad = kQuads - 1;
+            Quad w[V];
+            UNROLL for (int v = 0; v < V; v++) w[v] = load_quad(weights + quad * s.line + v * kQuadBytes);
+            UNROLL for (int i = 0; i < R; i++) {
+                const Quad four = broadcast_four(codes + 4 * (quad * width + i));
+                UNROLL for (int v = 0; v < V; v++) dot[i][v].template add<quad>(w[v], four);
                 UNROLL for (int v = 0; v < V; v++) {
                     const Floats d = to_floats(dot[i][v].finish(sums + i));
                     float* part = t.part + t.at(i, v);
@@ -59,6 +65,7 @@ __attribute__((noinline)) void int8_tile(const Strip& s, int vector, const Quant
                         store(part, p);
                     }
                 }
+            }
         };
         const bool opens = in_group == 0, closes = in_group == s.group_atoms - 1;
         if (opens && closes) drain(Index<1>{}, Index<1>{});

@@ -1,12 +1,9 @@
 // Products with many rows of activations, included behind linear-inl.h. A strip of up to kStripPanels panels is unpacked into
 // scratch, one block of k at a time (it stays in L1), and all rows are multiplied with it before the next block, in tiles of
-// kTileRows rows x V vectors whose sums fill the registers. Every output goes through the same operations in the same order as
+// kTileRows rows x kTileVectors vectors whose sums stay in registers. Every output goes through the same operations in the same order as
 // in linear-inl.h: results are equal to the last bit, whatever the number of rows.
-// The including file provides kTileRows, a divisor of kMaxKernelRows. A Many (int8_many-inl.h, fp32_many-inl.h) provides
+// The including file provides kTileVectors, kStripPanels (2 or 3) and kTileRows, a divisor of kMaxKernelRows. A Many (int8_many-inl.h, fp32_many-inl.h) provides
 //   Rows, factor, kBlockK, unpack_atom(atom, to, line), tile<V>(strip, vector, rows, row, y, y_stride).
-
-constexpr int kStripPanels = 3;
-constexpr int kTileVectors = 3;
 
 // One block of k of a strip, unpacked. A line is the weights of all vectors for one step along k (4 k as bytes, 1 as floats).
 struct Strip {
@@ -127,10 +124,17 @@ template <class Many, FormatId id>
 void product_many(const PackedView& w, int64_t first_panel, int64_t panels, const typename Many::Rows& x, int64_t first_row,
                   int64_t m, float* y, int64_t y_stride, uint8_t* scratch) {
     const int64_t end = first_panel + panels;
-    for (int64_t p = first_panel; p < end;) {  // 4 = 2 + 2: a strip of one panel has too few sums to hide latencies
+    for (int64_t p = first_panel; p < end;) {
         const int64_t left = end - p;
-        if (left == 1) strip<Many, id, 1>(w, p, x, first_row, m, y, y_stride, scratch), p += 1;
-        else if (left == 2 || left == 4) strip<Many, id, 2>(w, p, x, first_row, m, y, y_stride, scratch), p += 2;
-        else strip<Many, id, 3>(w, p, x, first_row, m, y, y_stride, scratch), p += 3;
+        if (left == 1) {
+            strip<Many, id, 1>(w, p, x, first_row, m, y, y_stride, scratch);
+            p += 1;
+        } else if (kStripPanels == 2 || left == 2 || left == 4) {  // 4 = 2 + 2: strips of one panel have few sums under way
+            strip<Many, id, 2>(w, p, x, first_row, m, y, y_stride, scratch);
+            p += 2;
+        } else {
+            strip<Many, id, kStripPanels>(w, p, x, first_row, m, y, y_stride, scratch);
+            p += kStripPanels;
+        }
     }
 }

@@ -1,6 +1,6 @@
 // Products in tiles; include/lowbit/tiles.h defines the arithmetic. Included inside the anonymous namespaces of the amx tier and
 // of its model, behind their tile_ops-inl.h, tables.h and the lanes and loops of AVX-512.
-// A pair of panels is quantised anew for 512 k at a time (16 KB, in L1), then multiplied with 32 rows after another in 2 x 2 tiles;
+// A pair of panels is quantised anew for 256 k at a time (8 KB, in L1), then multiplied with 32 rows after another in 2 x 2 tiles;
 // sums in fp32 stay in a block of their own until all of k is done.
 
 constexpr int kPair = 2, kStepRows = 2 * kTileRows16, kTileBytes = 1024, kBlockTiles = kTileBlockK / kTileK;
