@@ -228,6 +228,8 @@ class NativeGraph:
     """The native engine of a model as it is now, and what tells whether the model has changed since."""
 
     def __init__(self, model: nn.Module, runtime: Runtime) -> None:
+        if not getattr(model, "_supports_cache_class", True):  # GPT-2 and OPT in transformers 4.48: tuples, no Cache
+            raise NotNative(f"{type(model).__name__} of this transformers version generates without a Cache")
         self.family = describe(model)
         spec = self.family.spec
         assert isinstance(spec, ModelSpec)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers import HfQuantizer, auto
 from transformers.utils.quantization_config import BitsAndBytesConfig, QuantizationConfigMixin
 
 from lowbit.checkpoint import QUANT_METHOD
@@ -20,7 +20,14 @@ OPTIONS = (
 )  # fmt: skip
 
 
-@register_quantization_config(QUANT_METHOD)
+class _Method(str):
+    """The name of a method, with the `value` that transformers 4 reads of its own enumeration."""
+
+    @property
+    def value(self) -> str:
+        return str(self)
+
+
 class LowBitConfig(QuantizationConfigMixin):
     """How transformers' from_pretrained is to convert a model; the arguments are those of `lowbit.optimize_model`.
 
@@ -42,7 +49,7 @@ class LowBitConfig(QuantizationConfigMixin):
         threads: int | None = None,
         **recorded: Any,
     ) -> None:
-        self.quant_method = QUANT_METHOD  # type: ignore[assignment]
+        self.quant_method = _Method(QUANT_METHOD)  # type: ignore[assignment]
         self.low_bit = low_bit
         self.group_size = group_size
         self.modules_to_not_convert = None if modules_to_not_convert is None else list(modules_to_not_convert)
@@ -71,7 +78,6 @@ class LowBitConfig(QuantizationConfigMixin):
         raise ValueError("the BitsAndBytesConfig asks for neither 4 nor 8 bits; set load_in_4bit=True")
 
 
-@register_quantizer(QUANT_METHOD)
 class LowBitHfQuantizer(HfQuantizer):
     """What transformers' from_pretrained calls: after the weights are loaded, the model is converted."""
 
@@ -107,3 +113,16 @@ class LowBitHfQuantizer(HfQuantizer):
     def is_trainable(self) -> bool:
         """False: packed weights have no gradient."""
         return False
+
+
+def _register() -> None:
+    """Makes "lowbit" a method that transformers knows."""
+    if hasattr(auto, "register_quantizer"):
+        auto.register_quantization_config(QUANT_METHOD)(LowBitConfig)
+        auto.register_quantizer(QUANT_METHOD)(LowBitHfQuantizer)
+    else:  # transformers 4.48 has the tables and not the functions yet
+        auto.AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = LowBitConfig
+        auto.AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = LowBitHfQuantizer
+
+
+_register()
