@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -214,6 +215,27 @@ def test_very_long_strings_stay_within_their_bound():
     completion = model.generate("x", json_schema=schema, max_new_tokens=4000)
     assert completion.finish_reason == "stop"
     assert len(json.loads(completion.text)) == 1500
+
+
+def test_calls_with_constraints_of_their_own_do_not_disturb_each_other():
+    model = text_model(babble(1), delay=0.001)
+    calls = [
+        {"json_schema": PERSON, "max_new_tokens": 400},
+        {"regex": "[a-c]{30}"},
+        {"max_new_tokens": 40},
+        {"regex": "[ab]{9}\n", "eos_token_id": [ord("\n")]},  # breaks after nine steps: its line end only ends
+    ]
+
+    def call(options):
+        try:
+            return model.generate("x", temperature=2.0, seed=3, **options).text
+        except ValueError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        together = list(pool.map(call, calls))
+    assert together == [call(options) for options in calls]
+    assert "nothing can continue" in together[-1]
 
 
 # ---- errors ----
