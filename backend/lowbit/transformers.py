@@ -19,6 +19,7 @@ from lowbit.calibration import Quantiser
 from lowbit.options import GENERATION_NAMES
 from lowbit.runtime import Runtime, split_device
 from lowbit.sources import archive, hub
+from lowbit.sources.integers import settings_of
 from lowbit.torch.optimize import conversion, convert
 from lowbit.torch.plugin import LowBitConfig
 from lowbit.torch.pretrained import HUB_OPTIONS, Maker, can_stream, load_archive, model_of, stream
@@ -137,6 +138,8 @@ class _LowBitAuto:
                 **generation,
             )  # fmt: skip
         dtype = dtype or torch_dtype or "auto"
+        if low_bit is None and settings_of(config, Path(str(pretrained_model_name_or_path))) is not None:
+            low_bit = "sym_int4"  # codes of GPTQ and AWQ are taken over, whichever zeros they have
         if low_bit is not None and optimize_model and not model_args and can_stream(cls.hf_class, config, kwargs):
             model = stream(
                 cls.hf_class, pretrained_model_name_or_path, config, conversion(low_bit, **options), dtype=dtype,

@@ -217,6 +217,16 @@ def test_sequence_to_sequence_models_generate(make):
         assert torch.equal(ours, theirs)
 
 
+def test_experts_that_stay_float_are_told_of(caplog):
+    from lowbit import optimize_model
+
+    optimize_model(mixtral()[0], **EXACT)
+    assert "experts" in caplog.text or not any(p.ndim == 3 for p in mixtral()[0].parameters())
+    caplog.clear()
+    optimize_model(tiny.causal("llama"), **EXACT)
+    assert "stay float" not in caplog.text
+
+
 def test_names_that_are_not_converted():
     import torch
 

@@ -361,5 +361,7 @@ def test_checkpoints_of_gptq_and_awq(tmp_path, method):
     expected = torch.from_numpy(values["model.layers.1.mlp.down_proj.weight"])
     assert close(layer.dequantize(), expected) < 5e-3  # bf16
     assert model.generate(tiny.ids() % 90, max_new_tokens=3, do_sample=False).shape == (1, 23)
+    without_a_format = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert close(without_a_format(tiny.ids() % 90).logits, model(tiny.ids() % 90).logits) == 0
     low = AutoModelForCausalLM.load_low_bit(model.save_low_bit(tmp_path / "saved"))
     assert close(low(tiny.ids() % 90).logits, model(tiny.ids() % 90).logits) == 0

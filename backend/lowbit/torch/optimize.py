@@ -195,6 +195,7 @@ def convert(model: Model, conversion: Conversion, *, optimize_llm: bool = True, 
                 replace_module(model, layer, _low_bit(name, layer, choice, conversion))
             bar.update(1)
         _convert_embeddings(model, conversion, native)
+    _tell_what_stays_float(model)
     return convert_rest(model, conversion, native=native)
 
 
@@ -215,6 +216,18 @@ def _low_bit(name: str, layer: Any, choice: Choice, conversion: Conversion) -> L
     weight = kernels.to_numpy(layer.weight.t() if is_conv1d(layer) else layer.weight)
     packed = conversion.pack(lambda start, stop: weight[start:stop], weight.shape, choice, f"{name}.weight")
     return LowBitLinear.from_packed(packed, layer.bias, dtype=layer.weight.dtype, **conversion.settings)
+
+
+def _tell_what_stays_float(model: nn.Module) -> None:
+    """Warns where most of a model is in parameters that no linear layer holds, such as experts in one tensor."""
+    packed = sum(m.rows * m.k for m in model.modules() if isinstance(m, (LowBitLinear, LowBitEmbedding)))
+    others = [(p.numel(), name) for name, p in model.named_parameters() if p.ndim > 2]
+    if (rest := sum(count for count, _ in others)) > packed:
+        logger.warning(
+            "optimize_model: %.0f %% of the weights are no linear layers and stay float, for example %s",
+            100 * rest / (rest + packed),
+            max(others)[1],
+        )
 
 
 def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
