@@ -217,6 +217,26 @@ def test_sequence_to_sequence_models_generate(make):
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_whisper_hears_a_tone():
+    """Samples through transformers' feature extractor and generate: the same tokens as the float twin's."""
+    import numpy as np
+    import torch
+    from transformers import WhisperFeatureExtractor
+
+    from lowbit import optimize_model
+
+    model, _ = whisper()
+    converted = optimize_model(copy.deepcopy(model), "sym_int4", **EXACT)
+    tone = np.sin(2 * np.pi * 440 * np.arange(16000) / 16000).astype(np.float32)
+    extract = WhisperFeatureExtractor(chunk_length=1)
+    features = extract(tone, sampling_rate=16000, return_tensors="pt").input_features
+    assert features.shape == (1, 80, 100)
+    twin = tiny.dequantised(converted, model)
+    ours, theirs = (m.generate(features, max_new_tokens=12, do_sample=False) for m in (converted, twin))
+    assert torch.equal(ours, theirs)
+
+
 def test_experts_that_stay_float_are_told_of(caplog):
     from lowbit import optimize_model
 

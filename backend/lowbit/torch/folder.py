@@ -39,9 +39,12 @@ CONVERSION = "_lowbit_conversion"  # attribute of a converted model
 
 
 def attach(model: nn.Module, conversion: Conversion) -> None:
-    """Gives a converted model its `save_low_bit`."""
+    """Gives a converted model its `save_low_bit`, which is what its `save_pretrained` does as well, as in ITREX:
+    transformers' own would write packed bytes without saying what they are."""
     setattr(model, CONVERSION, conversion)
     model.save_low_bit = functools.partial(save_low_bit, model)  # type: ignore[assignment]
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained = functools.partial(save_low_bit, model)  # type: ignore[assignment]
 
 
 def save_low_bit(model: nn.Module, folder: str | Path, *args: Any, tokenizer: Any = None, **kwargs: Any) -> Path:
