@@ -4,11 +4,18 @@ Random weights in the shapes of bge-small and bge-base, token ids in and vectors
 are sampled in turn in one process. Reports texts/s at `--batch` texts of `--tokens` tokens and milliseconds for one
 text of 16 tokens, as median and best, the rate of multiply-adds in the linear layers, with --phases the time by phase.
 
+With --rivals PYTHON (of an environment with torch, transformers, onnxruntime, openvino, nncf) each round also times
+rivals/embed.py's kinds on the same shapes, in processes of their own that wait while others run.
+
     python benchmarks/bench_embed.py --shapes bge-small bge-base --formats sym_int8 sym_int4
+    python benchmarks/bench_embed.py --formats sym_int8 --rivals ENV/bin/python
 """
 
 import argparse
+import json
+import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import _common as common
@@ -23,6 +30,7 @@ SHAPES = {
     "bge-small": {"hidden_size": 384, "layers": 12, "heads": 12, "ffn_size": 1536},
     "bge-base": {"hidden_size": 768, "layers": 12, "heads": 12, "ffn_size": 3072},
 }
+RIVALS = ["torch-fp32", "torch-bf16", "onnx-fp32", "onnx-int8", "openvino-fp32", "openvino-bf16", "openvino-int8"]
 VOCAB = 30522
 QUERY_TOKENS = 16
 
@@ -69,6 +77,35 @@ def texts_of(count: int, tokens: int) -> tuple[np.ndarray, np.ndarray]:
     return ids, np.arange(tokens, count * tokens + 1, tokens, dtype=np.int64)
 
 
+class Rival:
+    """A process of another environment that embeds the same shape when it is told to."""
+
+    def __init__(self, python: str, kind: str, shape: str, threads: int) -> None:
+        script = Path(__file__).parent / "rivals" / "embed.py"
+        command = [python, str(script), kind, json.dumps(SHAPES[shape]), str(threads)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        assert self._process.stdout is not None
+        if self._process.stdout.readline().strip() != "ready":
+            raise RuntimeError(f"{kind} did not start: run {' '.join(command[:3])} ... by hand to see why")
+
+    def seconds(self, count: int, tokens: int, repeat: int) -> float:
+        """Returns the mean seconds of a call over `repeat` calls."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        total = 0.0
+        for _ in range(repeat):
+            self._process.stdin.write(f"batch {count} {tokens}\n")
+            self._process.stdin.flush()
+            total += float(self._process.stdout.readline())
+        return total / repeat
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
@@ -83,6 +120,8 @@ def main() -> None:
     parser.add_argument(
         "--clock", choices=("wall", "cpu"), default="wall", help="cpu: with --threads 1, for a machine others share"
     )
+    parser.add_argument("--rivals", metavar="PYTHON", help="interpreter of an environment that has the rivals")
+    parser.add_argument("--kinds", nargs="+", default=RIVALS, help="rivals to run")
     parser.add_argument("--json", help="also write the figures to this file; - for standard output")
     args = parser.parse_args()
     runtime = Runtime(threads=args.threads, tier=args.tier, compute=args.compute).resolve()
@@ -101,10 +140,22 @@ def main() -> None:
                 ops.embed(encoder, *texts, None, ("mean",), runtime.pool)
             return (clock() - start) / repeat
 
-        full = common.interleave({f: lambda e=e: seconds(e, batch, 1) for f, e in encoders.items()}, args.rounds)
-        single = common.interleave({f: lambda e=e: seconds(e, query, 20) for f, e in encoders.items()}, args.rounds)
+        kinds = args.kinds if args.rivals else ()
+        rivals = {kind: Rival(args.rivals, kind, shape, runtime.threads) for kind in kinds}
+        full = common.interleave(
+            {f: lambda e=e: seconds(e, batch, 1) for f, e in encoders.items()}
+            | {kind: lambda r=r: r.seconds(args.batch, args.tokens, 1) for kind, r in rivals.items()},
+            args.rounds,
+        )
+        single = common.interleave(
+            {f: lambda e=e: seconds(e, query, 20) for f, e in encoders.items()}
+            | {kind: lambda r=r: r.seconds(1, QUERY_TOKENS, 20) for kind, r in rivals.items()},
+            args.rounds,
+        )
+        for rival in rivals.values():
+            rival.close()
         layer = 4 * spec.hidden_size**2 + 2 * spec.hidden_size * spec.ffn_size
-        for name, encoder in encoders.items():
+        for name in (*encoders, *rivals):
             median = common.median(full[name])
             row = {
                 "shape": shape,
@@ -115,7 +166,8 @@ def main() -> None:
                 "query_ms_best": round(min(single[name]) * 1e3, 2),
                 "linear_gmac_s": round(spec.layers * layer * args.batch * args.tokens / median / 1e9, 1),
             }
-            if args.phases:
+            if args.phases and name in encoders:
+                encoder = encoders[name]
                 encoder.profile(True)
                 seconds(encoder, batch, 1)
                 row["phase_ms"] = {p: round(s * 1e3, 2) for p, s in encoder.phase_seconds().items() if s}
