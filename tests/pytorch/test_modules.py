@@ -34,7 +34,8 @@ def test_equals_the_float_layer_of_its_weights(low_bit, group_size):
     x = torch.randn(2, 5, 100)
     expected = torch.nn.functional.linear(x, ours.dequantize(), linear.bias)
     assert close(ours(x), expected) < 1e-5
-    assert close(ours.weight + 0, linear.weight) < (0.3 if "3" in low_bit else 0.15)
+    widest = 0.27 if "3" in low_bit else 0.17  # half of the widest gap between two codes: nf3, fp4
+    assert close(ours.weight + 0, linear.weight) < widest
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 8e-3), ("float16", 1e-3), ("float64", 1e-5)])
