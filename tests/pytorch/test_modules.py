@@ -88,6 +88,20 @@ def test_state_dict_pickle_and_copies():
         LowBitLinear(100, 70, low_bit="sym_int8").load_state_dict(ours.state_dict())
 
 
+def test_weights_that_do_not_start_on_a_cache_line():
+    """As safetensors' torch reader gives them, taken over with assign=True."""
+    import torch
+
+    ours, _ = layer("asym_int4")
+    x = torch.randn(3, 100)
+    expected, state = ours(x), ours.state_dict()
+    shifted = torch.empty(state["packed"].numel() + 8, dtype=torch.uint8)[8:].reshape(state["packed"].shape)
+    ours.load_state_dict({**state, "packed": shifted.copy_(state["packed"])}, assign=True)
+    assert ours.packed.data_ptr() % 64
+    assert torch.equal(ours(x), expected)
+    assert torch.equal(torch.from_numpy(ours.packed_tensor().dequantize()), ours.dequantize())
+
+
 def test_conversions_leave_the_packed_weight_alone():
     import torch
 

@@ -14,7 +14,7 @@ import torch
 
 from lowbit import ops
 from lowbit.formats import BY_ID
-from lowbit.packed import PANEL_ROWS, layout_of
+from lowbit.packed import LINE, PANEL_ROWS, layout_of
 from lowbit.runtime import Resolved, Runtime, pool
 
 WHOLE, GATE, UP = -1, 0, 1  # which rows of an interleaved gate_up a `packed` tensor shows
@@ -51,7 +51,7 @@ def host_bytes(packed: torch.Tensor, part: int = WHOLE) -> np.ndarray:
     """
     packed = packed.detach()
     if packed.is_contiguous():
-        return packed.reshape(-1).numpy()
+        return (packed.clone() if packed.data_ptr() % LINE else packed).reshape(-1).numpy()
     panels, size = packed.shape[-2:]
     start = packed.storage_offset() - max(part, 0) * size
     return packed.as_strided((2 * panels * size,), (1,), start).numpy()
@@ -140,7 +140,7 @@ def dequantized(
 ) -> torch.Tensor:
     """Returns the exact values of a packed weight, float32 [rows, k]."""
     out = np.empty((rows, k), np.float32)
-    data = packed.detach().contiguous().reshape(-1).numpy()
+    data = host_bytes(packed.detach().contiguous())
     settings = resolved("int8", "", 0)
     ops.dequantize((format_id, rows, k, group_size, 2.0 ** int(exponent), data), 0, out, pool(settings.threads))
     return torch.from_numpy(out)

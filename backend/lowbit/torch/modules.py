@@ -92,7 +92,7 @@ class _Packed(nn.Module):
 
     def packed_tensor(self) -> PackedTensor:
         """Returns the weight as a `PackedTensor` over the same memory where it lies in one piece, else over a copy."""
-        data = self.packed.detach().contiguous().reshape(-1).numpy()
+        data = kernels.host_bytes(self.packed.detach().contiguous())
         return PackedTensor(self.format, self.group_size, (self.rows, self.k), 2.0 ** int(self.exponent), data)
 
     def _fill(self, packed: torch.Tensor, multiplier: float) -> None:
