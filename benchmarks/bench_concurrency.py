@@ -21,6 +21,8 @@ import _common as common
 import numpy as np
 
 import lowbit
+from lowbit.generate import Request
+from lowbit.sampling import GenerationOptions
 
 PROMPT = 32  # tokens
 OPTIONS = {"temperature": 0, "ignore_eos": True}
@@ -82,6 +84,11 @@ def parallel_calls(model, prompts: Prompts, parallel: int, steps: int, rounds: i
     return result
 
 
+def started(model, prompt: np.ndarray, steps: int):
+    """Returns the events of one answer: of random weights, most tokens have no text and so no delta."""
+    return model.generator.start([Request(prompt, GenerationOptions(max_new_tokens=steps, temperature=0))])
+
+
 def one_stream(model, prompts: Prompts, steps: int, rounds: int) -> dict:
     """Returns what a stream's step costs beside the bare pass and argmax."""
     engine = model.generator.engine
@@ -95,10 +102,10 @@ def one_stream(model, prompts: Prompts, steps: int, rounds: int) -> dict:
         return (time.perf_counter() - start) / steps
 
     def stream() -> float:
-        deltas = model.stream(prompts.take(1)[0], max_new_tokens=steps + 1, **OPTIONS)
-        next(deltas)
+        events = started(model, prompts.take(1)[0], steps + 1)
+        next(events)
         start = time.perf_counter()
-        for _ in deltas:
+        for _ in events:
             pass
         return (time.perf_counter() - start) / steps
 
@@ -111,20 +118,20 @@ def one_stream(model, prompts: Prompts, steps: int, rounds: int) -> dict:
 
 def gaps(model, prompts: Prompts, long: int) -> dict:
     """Returns the longest wait of a running stream for its next token while a prompt of `long` tokens is prefilled."""
-    started, done = threading.Event(), threading.Event()
+    running, done = threading.Event(), threading.Event()
     ticks: list[float] = []
 
     def stream() -> None:
-        for _ in model.stream(prompts.take(1)[0], max_new_tokens=2000, **OPTIONS):
+        for _ in started(model, prompts.take(1)[0], 2000):
             ticks.append(time.perf_counter())
             if len(ticks) == 8:
-                started.set()
+                running.set()
             if done.is_set():
                 return
 
     reader = threading.Thread(target=stream)
     reader.start()
-    started.wait()
+    running.wait()
     begin = time.perf_counter()
     model.generate(prompts.take(1, long)[0], max_new_tokens=1, **OPTIONS)
     end = time.perf_counter()
