@@ -49,12 +49,23 @@ def to_onnx(shape: dict, folder: Path) -> Path:
     import torch
 
     model, path = bert(shape), folder / "model.onnx"
+    model.config._attn_implementation = "eager"
+
+    class Positional(torch.nn.Module):
+        """The exporter passes inputs by position, in another order than the model's."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids, mask, types):
+            return self.model(input_ids=ids, attention_mask=mask, token_type_ids=types).last_hidden_state
+
     names = ["input_ids", "attention_mask", "token_type_ids"]
     sample = tuple(torch.from_numpy(v) for v in inputs(2, 8).values())
     axes = {name: {0: "batch", 1: "tokens"} for name in [*names, "hidden"]}
-    model.config._attn_implementation = "eager"
     torch.onnx.export(
-        model, sample, str(path), input_names=names, output_names=["hidden"], dynamic_axes=axes, dynamo=False
+        Positional(), sample, str(path), input_names=names, output_names=["hidden"], dynamic_axes=axes, dynamo=False
     )
     return path
 
