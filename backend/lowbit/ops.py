@@ -105,6 +105,15 @@ def tiers() -> list[str]:
     return list(native().tiers())
 
 
+# Tiers that have only run on a model of their instructions so far: they run where somebody asks for them.
+ON_REQUEST = ("amx",)
+
+
+def default_tier() -> str:
+    """Returns the tier to use where none is asked for: the highest that has run on real hardware."""
+    return [tier for tier in tiers() if tier not in ON_REQUEST][-1]
+
+
 # ---- packing (native/src/bind_pack.cpp) ---------------------------------------------------------------------------
 
 
@@ -199,10 +208,10 @@ def decoder(spec: dict[str, Any], tensors: dict[str, Any], compute: str = "int8"
     """Returns a native decoder over shared, immutable weights.
 
     spec is ModelSpec.to_dict(); tensors are PackedTensor and float vectors by canonical name, viewed, not copied; tier
-    None is the highest this CPU runs. Raises ValueError naming the tensor that is missing or has another shape than
+    None is `default_tier()`. Raises ValueError naming the tensor that is missing or has another shape than
     the spec's. The result's profile(True) starts timing, phase_seconds() returns seconds by phase since then.
     """
-    return native().Decoder(spec, *_weights(tensors), compute, tier or tiers()[-1])
+    return native().Decoder(spec, *_weights(tensors), compute, tier or default_tier())
 
 
 def _weights(tensors: dict[str, Any]) -> tuple[dict[str, tuple[Any, ...]], dict[str, np.ndarray]]:
@@ -246,7 +255,7 @@ def decoder_hidden_states(decoder: Any, parts: list[tuple[Any, np.ndarray, bool]
 
 def encoder(spec: dict[str, Any], tensors: dict[str, Any], compute: str = "int8", tier: str | None = None) -> Any:
     """Returns a native encoder over shared, immutable weights; arguments, errors and profile as `decoder`."""
-    return native().Encoder(spec, *_weights(tensors), compute, tier or tiers()[-1])
+    return native().Encoder(spec, *_weights(tensors), compute, tier or default_tier())
 
 
 def hidden_states(

@@ -392,3 +392,15 @@ def test_this_machine_can_be_read():
     read = machine_module.read_machine()
     assert read.cpus.allowed
     assert read.system == sys.platform
+
+
+def test_a_tier_that_has_not_run_on_hardware_is_used_only_when_asked_for(monkeypatch):
+    monkeypatch.setattr(ops, "tiers", lambda: ["scalar", "avx2", "avx512", "amx"])
+    monkeypatch.delenv("LOWBIT_ISA", raising=False)
+    assert ops.default_tier() == "avx512"
+    chosen = Runtime().resolve()
+    assert chosen.tier == "avx512"
+    assert "tier='amx' asks for amx" in next(d.reason for d in chosen.decisions if d.name == "tier")
+    assert Runtime(tier="amx").resolve().tier == "amx"
+    monkeypatch.setattr(ops, "tiers", lambda: ["scalar", "avx2"])
+    assert ops.default_tier() == "avx2"

@@ -100,7 +100,7 @@ class Pair:
 
     def decoder(self, low_bit: str = "fp32", tier: str | None = None) -> Any:
         tensors = tiny.packed(tiny.from_checkpoint(self.family, self.weights), low_bit)
-        return tiny.decoder(self.spec, tensors, tier or ops.tiers()[-1])
+        return tiny.decoder(self.spec, tensors, tier or ops.default_tier())
 
     def logits(self, tokens: list[int]) -> np.ndarray:
         import torch
