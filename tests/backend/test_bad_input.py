@@ -235,7 +235,7 @@ def test_a_folder_without_config(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"bigdl_transformers_low_bit": "sym_int4"}, "ipex-llm or bigdl-llm.*original"),
+        ({"bigdl_transformers_low_bit": "q4_k_m"}, "ipex-llm as q4_k_m, whose byte layout is not known"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "no tensor called"),
         ({"quantization_config": {"quant_method": "awq"}}, "an AWQ checkpoint.*original"),
         ({"quantization_config": {"load_in_4bit": True}}, "bitsandbytes.*original"),
@@ -367,9 +367,9 @@ def test_weights_of_another_folder(tmp_path, saved):
 @pytest.mark.parametrize("marker", ["bigdl_config.json", "config.json"])
 def test_low_bit_folders_of_ipex_llm(tmp_path, marker):
     (tmp_path / "config.json").write_text(json.dumps(llama_config()))
-    (tmp_path / marker).write_text(json.dumps({**llama_config(), "bigdl_transformers_low_bit": "sym_int4"}))
+    (tmp_path / marker).write_text(json.dumps({**llama_config(), "bigdl_transformers_low_bit": "fp6_k"}))
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"ipex-llm or bigdl-llm.*original"):
+    with pytest.raises(ValueError, match=r"fp6_k, whose byte layout is not known"):
         loading.load_model(tmp_path)
     with pytest.raises(ValueError, match=r"ipex-llm or bigdl-llm.*original"):
         checkpoint.load(tmp_path)
