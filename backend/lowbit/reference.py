@@ -1,8 +1,8 @@
 """The formats in numpy: how weights become packed bytes and how bytes become values. The specification.
 
 native/src/pack.cpp and unpack.cpp equal this module bit for bit (tests/native/test_pack.py), and every kernel is held
-to them. Slow and clear on purpose; of the package only GPTQ uses it, which chooses codes column by column. All
-arithmetic is float32, one rounding per operation.
+to them. Slow and clear on purpose; of the package only what chooses or takes over codes one by one uses it (GPTQ, the
+readers of other projects' checkpoints). All arithmetic is float32, one rounding per operation.
 
     multiplier  smallest power of two >= abs_max / T, T being the largest value of the codes (half of it for asym
                 formats); scales and minima are stored as fp16(x / multiplier), zero without a sign
