@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import logging
 import os
 from collections.abc import Sequence
@@ -315,10 +316,8 @@ def _calibration(
             f"calibration is for language models; this is an embedder ({spec.family}), which takes rtn without text"
         )
 
-    def encode(text: str) -> Sequence[int]:
-        return Tokenizer.from_files(tokenizer_files).encode(text)
-
-    return quantiser.sequences(encode, spec.context, spec.vocab_size)
+    tokenizer = functools.cache(lambda: Tokenizer.from_files(tokenizer_files))  # token ids need none
+    return quantiser.sequences(lambda text: tokenizer().encode(text), spec.context, spec.vocab_size)
 
 
 def _weights(gathered: Sequence[Gathered]) -> Weights:
