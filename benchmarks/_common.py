@@ -6,12 +6,14 @@ in the same process, and reported as the median of each and of its per-round rat
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,26 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "commit": commit(),
     }
+
+
+def model_parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
+    """Returns a parser with the arguments of every benchmark of whole synthetic models; `rounds` is its default."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", default=["qwen2-0.5b", "llama-1b"])
+    parser.add_argument("--format", default="sym_int4")
+    parser.add_argument("--models", help="folder that keeps the synthetic models between runs (default: temporary)")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--json", help="file for the figures, - for standard output")
+    return parser
+
+
+def models_of(arguments: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+    """Yields each shape that was asked for with its model, loaded; folders are made where they are not there."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for shape in arguments.shapes:
+            folder = low_bit_folder(shape, arguments.format, Path(arguments.models or scratch))
+            yield shape, lowbit.load(str(folder), threads=arguments.threads)
 
 
 def low_bit_folder(shape: str, format_name: str, root: Path) -> Path:

@@ -7,20 +7,16 @@ while a long prompt comes in. Answers are checked to be those of the sequential 
     python benchmarks/bench_concurrency.py --models /tmp/models --shapes llama-1b --parallel 8
 """
 
-import argparse
 import asyncio
 import itertools
 import statistics
-import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import _common as common
 import numpy as np
 
-import lowbit
 from lowbit.generate import Request
 from lowbit.sampling import GenerationOptions
 
@@ -148,26 +144,17 @@ def gaps(model, prompts: Prompts, long: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", default=["qwen2-0.5b", "llama-1b"])
-    parser.add_argument("--format", default="sym_int4")
-    parser.add_argument("--models", help="folder that keeps the synthetic models between runs (default: temporary)")
+    parser = common.model_parser(__doc__, rounds=3)
     parser.add_argument("--parallel", type=int, default=8)
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--long", type=int, default=512, help="tokens of the prompt that comes in beside a stream")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--json", help="file for the figures, - for standard output")
     args = parser.parse_args()
     rows = []
-    with tempfile.TemporaryDirectory() as scratch:
-        for shape in args.shapes:
-            folder = common.low_bit_folder(shape, args.format, Path(args.models or scratch))
-            model = lowbit.load(str(folder), threads=args.threads)
-            prompts = Prompts(model.spec.vocab_size)
-            row = parallel_calls(model, prompts, args.parallel, args.steps, args.rounds)
-            row |= one_stream(model, prompts, args.steps, args.rounds) | gaps(model, prompts, args.long)
-            rows.append({"shape": shape, "format": args.format, "parallel": args.parallel, **row})
+    for shape, model in common.models_of(args):
+        prompts = Prompts(model.spec.vocab_size)
+        row = parallel_calls(model, prompts, args.parallel, args.steps, args.rounds)
+        row |= one_stream(model, prompts, args.steps, args.rounds) | gaps(model, prompts, args.long)
+        rows.append({"shape": shape, "format": args.format, "parallel": args.parallel, **row})
     common.report("concurrency", rows, args.json, threads=args.threads)
 
 

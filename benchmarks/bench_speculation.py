@@ -7,15 +7,11 @@ passes, drafts, verification. Beside it the same with new tokens only. Answers a
     python benchmarks/bench_speculation.py --models /tmp/models --shapes llama-1b
 """
 
-import argparse
-import tempfile
 import time
-from pathlib import Path
 
 import _common as common
 import numpy as np
 
-import lowbit
 from lowbit.generate import Generator, Request
 from lowbit.sampling import GenerationOptions
 
@@ -43,48 +39,38 @@ def answers(rng, prompt: np.ndarray, vocab_size: int, steps: int, piece: int, be
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", default=["qwen2-0.5b", "llama-1b"])
-    parser.add_argument("--format", default="sym_int4")
-    parser.add_argument("--models", help="folder that keeps the synthetic models between runs (default: temporary)")
+    parser = common.model_parser(__doc__, rounds=3)
     parser.add_argument("--prompt", type=int, default=256)
     parser.add_argument("--steps", type=int, default=96)
     parser.add_argument("--piece", type=int, default=24, help="tokens of a quoted piece")
     parser.add_argument("--between", type=int, default=6, help="new tokens between two pieces")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--json", help="file for the figures, - for standard output")
     args = parser.parse_args()
     rows = []
-    with tempfile.TemporaryDirectory() as scratch:
-        for shape in args.shapes:
-            folder = common.low_bit_folder(shape, args.format, Path(args.models or scratch))
-            engine = lowbit.load(str(folder), threads=args.threads).generator.engine
-            generator, rng = Generator(engine), np.random.default_rng(0)
-            prompt = rng.integers(300, engine.vocab_size, args.prompt, dtype=np.int32)
-            texts = answers(rng, prompt, engine.vocab_size, args.steps, args.piece, args.between)
+    for shape, model in common.models_of(args):
+        engine = model.generator.engine
+        generator, rng = Generator(engine), np.random.default_rng(0)
+        prompt = rng.integers(300, engine.vocab_size, args.prompt, dtype=np.int32)
+        texts = answers(rng, prompt, engine.vocab_size, args.steps, args.piece, args.between)
 
-            def sample(
-                kind: str, speculate: bool, engine=engine, generator=generator, prompt=prompt, texts=texts
-            ) -> float:
-                options = GenerationOptions(max_new_tokens=args.steps, temperature=0, speculate=speculate)
-                request = Request(prompt, options, (), dictated(texts[kind], engine.vocab_size))
-                with generator.start([request]) as batch:  # the prompt is in a kept session after the first time
-                    got = [next(batch).token]
-                    start = time.perf_counter()
-                    got += [event.token for event in batch]
-                    seconds = time.perf_counter() - start
-                if got != texts[kind].tolist():
-                    raise SystemExit("the answer is not what was dictated")
-                return (args.steps - 1) / seconds
+        def sample(kind: str, speculate: bool, engine=engine, generator=generator, prompt=prompt, texts=texts) -> float:
+            options = GenerationOptions(max_new_tokens=args.steps, temperature=0, speculate=speculate)
+            request = Request(prompt, options, (), dictated(texts[kind], engine.vocab_size))
+            with generator.start([request]) as batch:  # the prompt is in a kept session after the first time
+                got = [next(batch).token]
+                start = time.perf_counter()
+                got += [event.token for event in batch]
+                seconds = time.perf_counter() - start
+            if got != texts[kind].tolist():
+                raise SystemExit("the answer is not what was dictated")
+            return (args.steps - 1) / seconds
 
-            variants = {(kind, on): lambda k=kind, o=on: sample(k, o) for kind in texts for on in (False, True)}
-            samples = common.interleave(variants, args.rounds)
-            row = {"shape": shape, "format": args.format, "draft": engine.exact_tokens - 1}
-            for kind in texts:
-                row[f"{kind}_tok_s"] = round(common.median(samples[kind, True]), 1)
-                row[f"{kind}_ratio"] = round(common.ratio(samples[kind, True], samples[kind, False]), 2)
-            rows.append(row)
+        variants = {(kind, on): lambda k=kind, o=on: sample(k, o) for kind in texts for on in (False, True)}
+        samples = common.interleave(variants, args.rounds)
+        row = {"shape": shape, "format": args.format, "draft": engine.exact_tokens - 1}
+        for kind in texts:
+            row[f"{kind}_tok_s"] = round(common.median(samples[kind, True]), 1)
+            row[f"{kind}_ratio"] = round(common.ratio(samples[kind, True], samples[kind, False]), 2)
+        rows.append(row)
     common.report("speculation", rows, args.json, threads=args.threads)
 
 
