@@ -260,9 +260,9 @@ def test_many_threads_that_read_leave_and_cancel():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_child_generates_while_the_parent_is_in_a_step():
-    engine = toy.ToyEngine(toy.babble(), delay=0.2)
+    engine = toy.ToyEngine(toy.babble(), delay=0.05)
     generator = Generator(engine)
-    batch = generator.start([request([1], max_new_tokens=3)])
+    batch = generator.start([request([1], max_new_tokens=40)])  # more steps than the fork can wait for its turn
     thread = threading.Thread(target=lambda: list(batch))
     thread.start()
     while not generator._scheduler._turn.locked():
