@@ -24,7 +24,7 @@ LAYERS = [
     {"text"},
     {"chat", "tool_calls", "tool_grammar", "answers", "options"},
     {"embed", "rerank"},
-    {"corpus", "eval"},
+    {"corpus", "eval", "harness"},
     {"torch"},
     {"transformers", "compat"},
     {"cli", ""},
