@@ -345,9 +345,7 @@ def _located(family: Family, source: Source, folder: Path) -> tuple[Recipe, ...]
         ) from None
 
 
-def _refuse_other_tasks(
-    spec: AnySpec, task: str, folder: Path, embedding_files: dict[str, Path]
-) -> None:
+def _refuse_other_tasks(spec: AnySpec, task: str, folder: Path, embedding_files: dict[str, Path]) -> None:
     """Raises ValueError when a model cannot do what it is loaded for. A decoder embeds where its files say how."""
     kind = f"{folder} holds a {spec.family} model"
     if isinstance(spec, ModuleSpec):
