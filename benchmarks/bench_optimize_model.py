@@ -1,6 +1,6 @@
 """What optimize_model gains in transformers' generate: float model, low-bit modules, native decoder; tokens per second.
 
-    python benchmarks/bench_optimize_model.py --hidden 1024 --layers 12 --low-bit sym_int4
+python benchmarks/bench_optimize_model.py --hidden 1024 --layers 12 --low-bit sym_int4
 """
 
 from __future__ import annotations
