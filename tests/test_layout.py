@@ -22,7 +22,7 @@ LAYERS = [
     {"requests", "rows", "scheduler", "generate", "engine"},
     {"token_bytes", "json_numbers", "json_schemas", "grammar_vocabulary", "grammar"},
     {"text"},
-    {"chat", "tool_calls", "tool_grammar", "answers", "options"},
+    {"chat", "tool_calls", "call_text", "tool_grammar", "answers", "options"},
     {"embed", "rerank"},
     {"corpus", "eval", "harness"},
     {"torch"},

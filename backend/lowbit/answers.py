@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lowbit.tool_calls import CallReader, ToolCall, open_length
+from lowbit.tool_calls import CallDelta, CallReader, ToolCall, open_length
 
 OPENING, CLOSING = "<think>", "</think>"  # of Qwen 3, DeepSeek-R1 and whoever learned from them
 
@@ -20,11 +20,12 @@ class Thought:
     text: str
 
 
-Piece = str | Thought | ToolCall
+Piece = str | Thought | CallDelta | ToolCall
 
 
 class AnswerReader:
-    """Separates an answer's thoughts, words (plain strings) and calls, whatever pieces it comes in.
+    """Separates an answer's thoughts, words (plain strings) and calls (in pieces, then each whole), whatever pieces it
+    comes in.
 
     calls: what finds tool calls in the words, None where there are no tools. thinks: whether the model marks thoughts
     (only a mark at the very beginning counts). thinking: whether the prompt ends inside them already.

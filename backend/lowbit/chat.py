@@ -59,6 +59,7 @@ def turn(
     template: str | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
     tool_choice: Any = None,
+    parallel_tool_calls: bool | None = None,
     tool_syntax: str | None = None,
     **variables: Any,
 ) -> Turn:
@@ -69,8 +70,9 @@ def turn(
     neighbours of one role, they are joined; where it refuses a system message, that is joined with the user's first.
     options: names of `GenerationOptions`; stop strings add to what ends an answer, an eos_token_id replaces it.
     tools: OpenAI's tool definitions or their "function" parts; a template that knows no tools is given them in words.
-    tool_choice: as in `tool_calls.required`; a call that is required is made so by a grammar. tool_syntax: a name of
-    tool_syntax.SYNTAXES, where the template does not show it.
+    tool_choice: as in `tool_calls.required`; a call that is required is made so by a grammar, and is one call.
+    parallel_tool_calls: False ends an answer with its first call where the syntax marks a call's end, and drops further
+    ones elsewhere. tool_syntax: a name of tool_syntax.SYNTAXES, where the template does not show it.
 
     Raises ValueError and TypeError as `render` does.
     """
@@ -92,12 +94,16 @@ def turn(
     if required:
         chosen = [tool for tool in tools if tool["function"]["name"] in required]
         options = options | {"grammar": one_call(chosen, syntax, tokenizer)}
+    single = parallel_tool_calls is False
+    if single and tools and not required and syntax.closing:
+        options = options | {"stop": (*(options.get("stop") or ()), syntax.closing)}
     thinks, thinking = answers.CLOSING in text, prompt.rstrip().endswith(answers.OPENING)
     if thinking and any(options.get(name) is not None for name in CONSTRAINTS):
         prompt, thinking = f"{prompt.rstrip()}\n{answers.CLOSING}\n\n", False  # a grammar leaves no place for thoughts
     marks = [*(syntax.tokens if tools else ()), *((answers.OPENING, answers.CLOSING) if thinks else ())]
     kept = [i for i in map(tokenizer.id, marks) if i in tokenizer.special_ids]
-    calls = CallReader(syntax, [tool["function"]["name"] for tool in tools]) if tools else None
+    names = [tool["function"]["name"] for tool in tools]
+    calls = CallReader(syntax, names, most=1 if single else None) if tools else None
     return Turn(
         tokenizer.encode(prompt, add_special_tokens=False),
         options | ({"keep_tokens": kept} if kept else {}),

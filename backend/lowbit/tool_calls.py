@@ -1,40 +1,35 @@
 """Tool calls in an answer, as it streams: which text is words and which is calls; and tools for templates without any.
 
-`CallReader` cuts a stream of text by a row of tool_syntax.py. `with_tools` makes a conversation about tools one that
-the model's template can write: most know tools, and for the others the tools become words.
+`CallReader` cuts a stream of text by the marks of a row of tool_syntax.py; what stands between them is read by
+call_text.py. `in_form` and `in_words` make a conversation about tools one that the model's template can write: most
+know tools, and for the others the tools become words.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
-import secrets
-import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from lowbit.call_text import ID_LENGTH, CallDelta, CallPiece, CallText, ToolCall
 from lowbit.runtime import nearest
 from lowbit.tool_syntax import SYNTAXES, ToolSyntax
 
-_ID_CHARACTERS = string.ascii_letters + string.digits
-_ID_LENGTH = 9  # the only length that Mistral's templates accept; no other asks for one
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCall:
-    """A call in an answer.
-
-    index: its place among the answer's calls. arguments: JSON text of an object. error: None, or why it cannot be read;
-    then arguments is the text as the model wrote it, mark included, and name is None where none was found.
-    """
-
-    index: int
-    id: str
-    name: str | None
-    arguments: str
-    error: str | None = None
+__all__ = [
+    "CallDelta",
+    "CallReader",
+    "ToolCall",
+    "explain",
+    "find_syntax",
+    "in_form",
+    "in_words",
+    "open_length",
+    "required",
+    "syntax_of",
+]
 
 
 def syntax_of(template: str) -> ToolSyntax:
@@ -74,36 +69,40 @@ def find_syntax(name: str) -> ToolSyntax:
 class CallReader:
     """Separates the calls from the words of an answer, whatever pieces it comes in.
 
-    Words are given out as soon as they cannot be part of a call; a call when it is complete. Space around calls is no
-    part of the words.
+    Words are given out as soon as they cannot be part of a call; a call in pieces (`CallDelta`) as its arguments come,
+    and as a whole (`ToolCall`) when it is complete. Space around calls is no part of the words. most: how many calls
+    are given out at most (None: all); further ones are dropped.
     """
 
-    def __init__(self, syntax: ToolSyntax, tools: Sequence[str]) -> None:
+    def __init__(self, syntax: ToolSyntax, tools: Sequence[str], *, most: int | None = None) -> None:
         self._syntax = syntax
         self._tools = tuple(tools)
+        self._most = most
+        self._indexes = itertools.count()
         self._buffer = ""  # not given out yet
-        self._inside = False  # whether the buffer begins inside a call
-        self._marked = False  # whether a mark says so
+        self._inside: CallText | None = None  # what reads the text between marks
         self._undecided = syntax.begins is not None  # whether the whole answer may be a call without marks
         self._after_call = False  # whether space that comes now is between a call and something else
-        self._count = 0
 
-    def push(self, text: str) -> list[str | ToolCall]:
+    def push(self, text: str) -> list[CallPiece]:
         """Returns the words and calls that more text makes certain."""
         self._buffer += text
         if self._undecided:
             decision = self._begins_with_call()
             if decision is None:
                 return []
-            self._undecided, self._inside = False, decision
+            self._undecided = False
+            self._inside = self._call_text(marked=False) if decision else None
         return self._advance()
 
-    def finish(self) -> list[str | ToolCall]:
+    def finish(self) -> list[CallPiece]:
         """Returns what was held back, when no more text comes."""
         self._undecided = False
         found = self._advance()
         rest, self._buffer = self._buffer, ""
-        return found + (self._read(rest) if self._inside else self._words(rest))
+        if self._inside is None:
+            return found + self._words(rest)
+        return found + self._taken(self._inside, self._inside.push(rest) + self._inside.finish())
 
     def _begins_with_call(self) -> bool | None:
         """Whether the answer is a call without marks; None while its beginning leaves that open."""
@@ -112,67 +111,61 @@ class CallReader:
             return False
         return self._syntax.begins(self._buffer, self._tools)
 
-    def _advance(self) -> list[str | ToolCall]:
-        found: list[str | ToolCall] = []
+    def _call_text(self, *, marked: bool) -> CallText:
+        return CallText(self._syntax, self._tools, self._indexes, marked=marked)
+
+    def _advance(self) -> list[CallPiece]:
+        found: list[CallPiece] = []
         opening, closing = self._syntax.opening, self._syntax.closing
-        while mark := (closing or opening) if self._inside else opening:
-            before, hit, after = self._buffer.partition(mark)
-            if not hit:
-                break
+        while True:
+            inside = self._inside
+            mark = opening if inside is None else closing or opening
+            before, hit, after = self._buffer.partition(mark) if mark else (self._buffer, "", "")
+            if not hit:  # without what may be the beginning of a mark
+                certain = len(before) - (open_length if inside is None else mark_length)(before, mark)
+                before, after = before[:certain], before[certain:]
             self._buffer = after
-            if self._inside:
-                found += self._read(before)
-                self._inside = closing is None  # without a closing mark, the next opening one ends a call
+            if inside is None:
+                found += self._words(before.rstrip() if hit else before)
             else:
-                found += self._words(before.rstrip())
-                self._inside = self._marked = True
-        if not self._inside:
-            certain = len(self._buffer) - open_length(self._buffer, opening)
-            found += self._words(self._buffer[:certain])
-            self._buffer = self._buffer[certain:]
+                found += self._taken(inside, inside.push(before) + (inside.finish() if hit else []))
+            if not hit:
+                return found
+            # Without a closing mark, the next opening one ends a call.
+            self._inside = self._call_text(marked=True) if inside is None or closing is None else None
+
+    def _taken(self, inside: CallText, pieces: Sequence[CallPiece]) -> list[CallPiece]:
+        """The pieces of what stands between marks, less the calls beyond those that are wanted."""
+        found: list[CallPiece] = []
+        for piece in pieces:
+            if isinstance(piece, str):
+                found += self._words(piece) if inside.has_calls else [piece]
+                continue
+            self._after_call = True
+            if self._most is None or piece.index < self._most:
+                found.append(piece)
         return found
 
-    def _words(self, text: str) -> list[str | ToolCall]:
+    def _words(self, text: str) -> list[CallPiece]:
         if self._after_call:
             text = text.lstrip()
             self._after_call = not text
         return [text] if text else []
-
-    def _read(self, text: str) -> list[str | ToolCall]:
-        """The calls of a text between marks; without marks it may have been words that look like one."""
-        if not text.strip():
-            return []
-        try:
-            calls = self._syntax.read(text, self._tools)
-            error = None
-        except (ValueError, SyntaxError, RecursionError) as cause:
-            calls, error = [], str(cause)
-        if not self._marked and (error is not None or not all(name in self._tools for name, _ in calls)):
-            return [text]
-        self._after_call = True
-        if error is not None:
-            name = re.search(r'"name"\s*:\s*"([^"]+)"', text)
-            written = f"{self._syntax.opening or ''}{text.rstrip()}"
-            return [self._numbered(name[1] if name else None, written, error)]
-        return [self._numbered(name, json.dumps(arguments, ensure_ascii=False)) for name, arguments in calls]
-
-    def _numbered(self, name: str | None, arguments: str, error: str | None = None) -> ToolCall:
-        self._count += 1
-        return ToolCall(self._count - 1, new_id(), name, arguments, error)
 
 
 def open_length(text: str, mark: str | None) -> int:
     """Returns how much of a text's end may belong to a mark that follows: space, and the mark's own beginning."""
     if mark is None:
         return 0
-    held = next((n for n in range(min(len(mark) - 1, len(text)), 0, -1) if mark.startswith(text[-n:])), 0)
+    held = mark_length(text, mark)
     words = text[: len(text) - held]
     return held + len(words) - len(words.rstrip())
 
 
-def new_id() -> str:
-    """Returns a new id for a call."""
-    return "".join(secrets.choice(_ID_CHARACTERS) for _ in range(_ID_LENGTH))
+def mark_length(text: str, mark: str | None) -> int:
+    """Returns how much of a text's end may be the beginning of a mark."""
+    longest = min(len(mark or "") - 1, len(text))
+    return next((n for n in range(longest, 0, -1) if str(mark).startswith(text[-n:])), 0)
 
 
 # ---- conversations about tools, for the template at hand ----
@@ -241,9 +234,9 @@ def in_form(messages: Sequence[Mapping[str, Any]], syntax: ToolSyntax) -> list[d
 
 
 def _short_id(given: str | None) -> str:
-    if given and re.fullmatch(rf"[a-zA-Z0-9]{{{_ID_LENGTH}}}", given):
+    if given and re.fullmatch(rf"[a-zA-Z0-9]{{{ID_LENGTH}}}", given):
         return given
-    return hashlib.sha256(str(given).encode()).hexdigest()[:_ID_LENGTH]
+    return hashlib.sha256(str(given).encode()).hexdigest()[:ID_LENGTH]
 
 
 def _one_call_each(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -24,8 +24,9 @@ class ToolSyntax:
     with NAME and ARGUMENTS (JSON text). read: what stands between the marks -> calls; raises ValueError. opening,
     closing: what encloses calls; without a closing mark they end with the answer. begins: for calls that come without
     an opening mark, and then are the whole answer; tells of the beginning of an answer whether it is one (None: too
-    early to say). id_length: of the ids that the template insists on, where it does. single: whether the template
-    takes one call per message only.
+    early to say). heads: what a call begins with, its name in the group "name", whose arguments are a JSON object that
+    comes next: such a call can be given out while it is written. id_length: of the ids that the template insists on,
+    where it does. single: whether the template takes one call per message only.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ToolSyntax:
     opening: str | None = None
     closing: str | None = None
     begins: Callable[[str, Sequence[str]], bool | None] | None = None
+    heads: tuple[re.Pattern[str], ...] = ()
     id_length: int | None = None
     single: bool = False
 
@@ -88,16 +90,13 @@ def _call(value: Any) -> Call:
     return name, arguments
 
 
-_MISTRAL_CALL = re.compile(r"\s*([\w.-]+)\s*(?:\[CALL_ID\]\s*\w+\s*)?(?:\[ARGS\])?\s*(?=\{)")
-
-
 def _read_mistral(text: str, tools: Sequence[str]) -> list[Call]:
     """A list of JSON objects, or (since the tokenizer's version 11) names with their arguments behind them."""
-    if not (match := _MISTRAL_CALL.match(text)):
+    if not (match := _MISTRAL_HEAD.match(text)):
         return read_json(text, tools)
     arguments, end = _DECODER.raw_decode(text, match.end())
     rest = text[end:].strip()
-    return [(match[1], arguments), *(_read_mistral(rest, tools) if rest else ())]
+    return [(match["name"], arguments), *(_read_mistral(rest, tools) if rest else ())]
 
 
 def _read_llama(text: str, tools: Sequence[str]) -> list[Call]:
@@ -160,6 +159,19 @@ def _read_tags(text: str, tools: Sequence[str]) -> list[Call]:
     return [(match[1].strip(), {key.strip(): _loose(value) for key, value in _PARAMETER.findall(match[2])})]
 
 
+# ---- how a call begins, up to arguments that are a JSON object ----
+
+# What may stand between the arguments of a call and the next one: brackets, fences, and what else is said of a call.
+_BETWEEN = r"""(?:[\s,;\[\]}]|`+\w*|"\w+"\s*:\s*(?:"(?:[^"\\]|\\.)*"|[\w.+-]+))*"""
+BETWEEN = re.compile(_BETWEEN)
+_JSON_HEAD = re.compile(
+    _BETWEEN
+    + r"""\{\s*(?:"(?:type|id)"\s*:\s*"[^"\\]*"\s*,\s*)*(?:"function"\s*:\s*\{\s*)?"""
+    + r""""(?:name|function)"\s*:\s*"(?P<name>[^"\\]+)"\s*,\s*"(?:arguments|parameters|args)"\s*:\s*(?=\{)"""
+)
+_MISTRAL_HEAD = re.compile(r"\s*(?P<name>[\w.-]+)\s*(?:\[CALL_ID\]\s*\w+\s*)?(?:\[ARGS\])?\s*(?=\{)")
+_NAME_HEAD = re.compile(r"\s*(?:<\|assistant\|>)?\s*(?P<name>[\w.-]+)\s*\n\s*(?:```\w*\s*)?(?=\{)")
+
 # ---- how an answer that is a call begins ----
 
 _JSON_BEGINNING = re.compile(r'\s*(?:```(?:json)?\s*)?\[?\s*\{\s*"(?:name|type|function|id)"\s*:\s*(?:"function"|["{])')
@@ -186,16 +198,21 @@ def _begins_with_name(text: str, tools: Sequence[str]) -> bool | None:
 _NAMED = '{"name": "NAME", "arguments": ARGUMENTS}'
 _TAGS = ("<tool_call>", "</tool_call>")
 # Small models forget the marks of calls that are JSON: an answer that is the call of a known tool is taken for one.
+_JSON: dict[str, Any] = {"begins": _begins_json, "heads": (_JSON_HEAD,)}
 SYNTAXES: tuple[ToolSyntax, ...] = (
-    ToolSyntax("glm-4.5", ("<arg_key>",), "<tool_call>NAME\nARGUMENTS</tool_call>", _read_pairs, *_TAGS),
     ToolSyntax(
-        "qwen-coder", ("<function=",), f"<tool_call>\n{_NAMED}\n</tool_call>", _read_tags, *_TAGS, begins=_begins_json
+        "glm-4.5", ("<arg_key>",), "<tool_call>NAME\nARGUMENTS</tool_call>", _read_pairs, *_TAGS, heads=(_NAME_HEAD,)
     ),
+    ToolSyntax("qwen-coder", ("<function=",), f"<tool_call>\n{_NAMED}\n</tool_call>", _read_tags, *_TAGS, **_JSON),
+    ToolSyntax("hermes", ("<tool_call>",), f"<tool_call>\n{_NAMED}\n</tool_call>", read_json, *_TAGS, **_JSON),
     ToolSyntax(
-        "hermes", ("<tool_call>",), f"<tool_call>\n{_NAMED}\n</tool_call>", read_json, *_TAGS, begins=_begins_json
-    ),
-    ToolSyntax(
-        "mistral-11", ("[ARGS]",), "[TOOL_CALLS]NAME[ARGS]ARGUMENTS", _read_mistral, "[TOOL_CALLS]", id_length=9
+        "mistral-11",
+        ("[ARGS]",),
+        "[TOOL_CALLS]NAME[ARGS]ARGUMENTS",
+        _read_mistral,
+        "[TOOL_CALLS]",
+        heads=(_MISTRAL_HEAD, _JSON_HEAD),
+        id_length=9,
     ),
     ToolSyntax(
         "mistral",
@@ -204,6 +221,7 @@ SYNTAXES: tuple[ToolSyntax, ...] = (
         _read_mistral,
         "[TOOL_CALLS]",
         begins=_begins_json,
+        heads=(_JSON_HEAD, _MISTRAL_HEAD),
         id_length=9,
     ),
     ToolSyntax(
@@ -212,9 +230,11 @@ SYNTAXES: tuple[ToolSyntax, ...] = (
         '{"name": "NAME", "parameters": ARGUMENTS}',
         _read_llama,
         "<|python_tag|>",
-        begins=_begins_json,
         single=True,
+        **_JSON,
     ),
-    ToolSyntax("chatglm", ("<|observation|>",), "NAME\nARGUMENTS", _read_glm, begins=_begins_with_name),
-    ToolSyntax("json", (), _NAMED, read_json, begins=_begins_json),
+    ToolSyntax(
+        "chatglm", ("<|observation|>",), "NAME\nARGUMENTS", _read_glm, begins=_begins_with_name, heads=(_NAME_HEAD,)
+    ),
+    ToolSyntax("json", (), _NAMED, read_json, **_JSON),
 )

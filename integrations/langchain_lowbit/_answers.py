@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import ToolCall, ToolCallChunk, invalid_tool_call, tool_call, tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk
+from langchain_core.utils.json import parse_partial_json
 
 from lowbit import tool_calls
 from lowbit.answers import AnswerReader, Piece, Thought
@@ -28,6 +30,7 @@ class Answer:
         self._model_name = model_name
         self._reader = reader
         self._called = False
+        self._arguments: defaultdict[int, str] = defaultdict(str)  # what chunks have of each call
 
     def whole(self, completion: Completion) -> ChatGeneration:
         """Returns the generation of a completion."""
@@ -47,7 +50,7 @@ class Answer:
         return ChatGeneration(message=message, generation_info=self._info(completion))
 
     def chunk(self, delta: Delta) -> ChatGenerationChunk | None:
-        """Returns the chunk of a delta; None while its text may belong to a call that is not complete."""
+        """Returns the chunk of a delta; None while its text may belong to a call that has not begun."""
         pieces = self._pieces(delta)
         info = self._info(delta)
         if not pieces and not info:
@@ -56,7 +59,7 @@ class Answer:
         message = AIMessageChunk(
             content=_words(pieces),
             additional_kwargs=_thoughts(pieces),
-            tool_call_chunks=[_call_chunk(piece) for piece in pieces if isinstance(piece, tool_calls.ToolCall)],
+            tool_call_chunks=self._call_chunks(pieces),
             usage_metadata=_usage(delta) if ended else None,
             chunk_position="last" if ended else None,
         )
@@ -70,6 +73,23 @@ class Answer:
             pieces += self._reader.finish()
         self._called |= any(isinstance(piece, tool_calls.ToolCall) for piece in pieces)
         return pieces
+
+    def _call_chunks(self, pieces: Sequence[Piece]) -> list[ToolCallChunk]:
+        """One chunk for each call that pieces tell of: with its name and id the first time, with its index always."""
+        chunks: dict[int, ToolCallChunk] = {}
+        for piece in pieces:
+            if isinstance(piece, tool_calls.CallDelta):
+                name, args = piece.name, piece.arguments
+            elif isinstance(piece, tool_calls.ToolCall) and piece.error is not None:
+                name, args = None, _refused_end(self._arguments[piece.index])
+            else:
+                continue
+            first = piece.index not in self._arguments
+            self._arguments[piece.index] += args
+            chunk = tool_call_chunk(name=name, args="", id=piece.id if first else None, index=piece.index)
+            chunk = chunks.setdefault(piece.index, chunk)
+            chunk["args"] = f"{chunk['args']}{args}"
+        return list(chunks.values())
 
     def _info(self, part: Part) -> dict[str, Any]:
         """What becomes response_metadata; finish reason and name come with the end."""
@@ -97,8 +117,22 @@ def _call(call: tool_calls.ToolCall) -> ToolCall:
     return tool_call(name=call.name or "", args=json.loads(call.arguments), id=call.id)
 
 
-def _call_chunk(call: tool_calls.ToolCall) -> ToolCallChunk:
-    return tool_call_chunk(name=call.name, args=call.arguments, id=call.id, index=call.index)
+# What makes text that LangChain would complete to an object one that it cannot: a bracket that closes another one than
+# is open, after the end of a string where one is open, and of an escape in it.
+_REFUSED = ("", *(f"{quotes}{bracket}" for quotes in ("", '"', '""') for bracket in "]}"))
+
+
+def _refused_end(arguments: str) -> str:
+    """Returns what to put behind the arguments of a call that cannot be read, so that a sum of chunks has it among its
+    `invalid_tool_calls` too: LangChain takes half an object for a whole one."""
+    return next(end for end in _REFUSED if not _is_object(arguments + end))
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(parse_partial_json(text), dict)
+    except ValueError:
+        return False
 
 
 def _usage(part: Part) -> UsageMetadata:

@@ -163,19 +163,23 @@ class ChatIpexLLM(LowBitModel, BaseChatModel):
         *,
         tool_choice: str | Mapping[str, Any] | bool | None = None,
         strict: bool | None = None,
+        parallel_tool_calls: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """Returns this model with tools that it may call: answers then have `tool_calls`.
+        """Returns this model with tools that it may call: answers then have `tool_calls`; a stream has
+        `tool_call_chunks` whose arguments grow as the model writes them.
 
         tools: functions, pydantic classes, LangChain tools, JSON schemas or OpenAI's definitions. tool_choice: "auto"
         (default), "any" or "required", "none", or the name of the tool to call; where a call is required, a grammar
-        makes the answer one (extra `grammar`). strict: noted in the definitions.
+        makes the answer one (extra `grammar`). strict: noted in the definitions. parallel_tool_calls: False holds an
+        answer to one call; by default the model may write several.
 
         Raises ValueError for a tool_choice that is none of these, with the nearest.
         """
         definitions = [convert_to_openai_tool(tool, strict=strict) for tool in tools]  # type: ignore[arg-type]
         tool_calls.required(tool_choice, definitions)
-        chosen = {} if tool_choice is None else {"tool_choice": tool_choice}
+        given = {"tool_choice": tool_choice, "parallel_tool_calls": parallel_tool_calls}
+        chosen = {name: value for name, value in given.items() if value is not None}
         return self.bind(tools=definitions, **chosen, **kwargs)
 
     def with_structured_output(
@@ -205,7 +209,7 @@ class ChatIpexLLM(LowBitModel, BaseChatModel):
         if "model" in kwargs:
             raise ValueError("a ChatIpexLLM has one loaded model: build another one instead of passing model=")
         how = {name: kwargs.pop(name, getattr(self, name, None)) for name in ("template", "tool_syntax")}
-        how |= {name: kwargs.pop(name, None) for name in ("tools", "tool_choice")}
+        how |= {name: kwargs.pop(name, None) for name in ("tools", "tool_choice", "parallel_tool_calls")}
         variables = {**(self.template_kwargs or {}), **(kwargs.pop("template_kwargs", None) or {})}
         held_to = options_of(kwargs.pop("response_format", None))
         if held_to and how["tools"]:

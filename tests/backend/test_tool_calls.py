@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import toy
 from lowbit import chat, tool_calls
-from lowbit.tool_calls import CallReader, ToolCall, find_syntax, syntax_of
+from lowbit.tool_calls import CallDelta, CallReader, ToolCall, find_syntax, syntax_of
 from lowbit.tool_syntax import SYNTAXES
 
 WEATHER = {
@@ -89,14 +89,53 @@ WRITTEN = [
     ("json", '{"name": "now", "arguments"', '{"name": "now", "arguments"', []),  # cut off
     ("json", "{x} is no JSON" + " at all" * 9, "{x} is no JSON" + " at all" * 9, []),
     ("json", "", "", []),
+    ("json", '{"name": "now", "arguments": {}} I look.', "I look.", [NOW]),
+    ("json", '{"name": "now", "arguments": {}}{"name": "Ann", "age": 3}', '{"name": "Ann", "age": 3}', [NOW]),
+    (
+        "json",
+        '{"name": "weather", "arguments": {"city": "Rom 🏛"}, "n": 3}; {"name": "now"}',
+        "",
+        [ROME, NOW],
+    ),
+    (
+        "hermes",
+        '<tool_call>[{"arguments": {"city": "Rom 🏛"}, "name": "weather"}, {"name": "now"}]</tool_call>',
+        "",
+        [ROME, NOW],
+    ),
+    ("mistral", '[TOOL_CALLS][{"name": "now", "arguments": {}, "id": "abcdefghi"}, {"name": "now"}]', "", [NOW, NOW]),
+    ("mistral", '[TOOL_CALLS]weather{"city": "Rom 🏛"}', "", [ROME]),
+    ("hermes", '<tool_call>{"name": "x.y", "arguments": {"a": "<tool_"}}</tool_call>', "", [("x.y", {"a": "<tool_"})]),
+    ("glm-4.5", '<tool_call>weather\n{"city": "Rom 🏛"}</tool_call>', "", [ROME]),
+    ("chatglm", 'weather\n```json\n{"city": "Rom 🏛"}\n```', "", [ROME]),
 ]
 
 
+def parts_of(syntax, pieces, tools=NAMES, **how):
+    reader = CallReader(find_syntax(syntax), tools, **how)
+    return [part for piece in pieces for part in reader.push(piece)] + reader.finish()
+
+
 def read(syntax, pieces, tools=NAMES):
-    reader = CallReader(find_syntax(syntax), tools)
-    found = [part for piece in pieces for part in reader.push(piece)] + reader.finish()
+    found = parts_of(syntax, pieces, tools)
     words = "".join(part for part in found if isinstance(part, str))
     return words, [part for part in found if isinstance(part, ToolCall)]
+
+
+def check_deltas(found):
+    """The pieces of a call come before it, the first with its name, and join to it."""
+    coming = {}
+    for part in found:
+        if isinstance(part, CallDelta):
+            assert not (part.name and part.index in coming)
+            name, before = coming.get(part.index, (part.name, ""))
+            coming[part.index] = name, before + part.arguments
+        elif isinstance(part, ToolCall):
+            name, arguments = coming.pop(part.index)
+            if part.error is None:
+                assert (name, arguments) == (part.name, part.arguments)
+                assert isinstance(json.loads(arguments), dict)
+    assert not coming
 
 
 @pytest.mark.parametrize(("syntax", "text", "words", "calls"), WRITTEN)
@@ -111,11 +150,79 @@ def test_calls_are_read_in_whatever_pieces(syntax, text, words, calls, size):
 
 
 @pytest.mark.parametrize("syntax", [s.name for s in SYNTAXES])
+def test_arguments_come_while_they_are_written(syntax):
+    arguments = {"city": 'Rom \U0001f3db and \\ and "Paris"', "days": [1, {"x": None}]}
+    text = find_syntax(syntax).write("weather", json.dumps(arguments, ensure_ascii=False))
+    found = parts_of(syntax, text)
+    check_deltas(found)
+    *deltas, call = found
+    assert json.loads(call.arguments) == arguments
+    length = len(json.dumps(arguments, ensure_ascii=False))
+    assert length - 1 <= len(deltas) <= length  # one for each character; "[" may be the beginning of a mark
+    assert [d.name for d in deltas[:2]] == ["weather", None]
+    assert {(d.index, d.id) for d in deltas} == {(0, call.id)}
+
+
+def test_a_call_is_told_before_its_arguments_are_whole():
+    reader = CallReader(find_syntax("hermes"), NAMES)
+    assert reader.push('<tool_call>{"name": "weather", "arguments":') == []
+    (delta,) = reader.push(' {"city": "Ro')
+    assert (delta.index, delta.name, delta.arguments) == (0, "weather", '{"city": "Ro')
+    assert reader.push("me") == [CallDelta(0, delta.id, None, "me")]
+    last, call = reader.push('"}')
+    assert (last.arguments, call.arguments) == ('"}', '{"city": "Rome"}')
+    assert reader.push("}</tool_call>") == reader.finish() == []
+
+
+def test_words_of_no_known_tool_are_not_told_early():
+    reader = CallReader(find_syntax("json"), NAMES)
+    assert reader.push('{"name": "Ann", "arguments": {"for": 1') == []
+    assert reader.finish() == ['{"name": "Ann", "arguments": {"for": 1']
+
+
+def test_line_breaks_in_strings_become_json():
+    *_, call = parts_of("hermes", '<tool_call>{"name": "now", "arguments": {"a": "x\n\ty"}}</tool_call>')
+    assert call.arguments == '{"a": "x\\n\\ty"}'
+
+
+def test_calls_beyond_the_limit_are_dropped():
+    call = '<tool_call>{"name": "now", "arguments": {"n": %d}}</tool_call>'
+    text = f"One. {call % 1} {call % 2} Two. <tool_call>{{oops</tool_call>"
+    for pieces in (text, [text]):
+        found = parts_of("hermes", pieces, most=1)
+        check_deltas(found)
+        assert "".join(p for p in found if isinstance(p, str)) == "One.Two."
+        assert [p.arguments for p in found if isinstance(p, ToolCall)] == ['{"n": 1}']
+
+
+@pytest.mark.parametrize("syntax", [s.name for s in SYNTAXES])
 def test_every_syntax_reads_what_it_writes(syntax):
     row = find_syntax(syntax)
     arguments = {"city": 'a "quoted" </tag>\n\\ NAME ARGUMENTS é', "n": [1, {"x": None}]}
     words, calls = read(syntax, row.write("weather", json.dumps(arguments)))
     assert (words, [(call.name, json.loads(call.arguments)) for call in calls]) == ("", [("weather", arguments)])
+
+
+_SCRAPS = [
+    *("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "```json\n", "```", "<tool", "a word"),
+    *('"name": "weather"', '"name": "Ann"', '"arguments": ', '"parameters": ', '"function": ', '{"a": 1}', '{"b": "'),
+    *('{"name": "now", "arguments": {"c": "\\"}"}}', "weather\n", "now"),
+    *'{}[]",:1\\ \n',
+]
+
+
+@given(scraps=st.lists(st.sampled_from(_SCRAPS), max_size=12), size=st.integers(1, 9))
+def test_pieces_change_nothing(scraps, size):
+    """Whatever is written, in whatever pieces: the same words and calls, and deltas that join to the calls."""
+    text = "".join(scraps)
+    for row in SYNTAXES:
+        told = []
+        for pieces in ([text], [text[i : i + size] for i in range(0, len(text), size)]):
+            found = parts_of(row.name, pieces)
+            check_deltas(found)
+            calls = [(c.index, c.name, c.arguments, c.error) for c in found if isinstance(c, ToolCall)]
+            told.append(("".join(p for p in found if isinstance(p, str)), calls))
+        assert told[0] == told[1], row.name
 
 
 @given(text=st.text(alphabet='<tool_ca>/ \n{}"', max_size=60), cuts=st.lists(st.integers(0, 60), max_size=6))
@@ -152,6 +259,9 @@ def test_words_are_given_out_as_they_come():
             "arguments are an object",
         ),
         ("mistral", '[TOOL_CALLS][{"name": "weather", "argu', "weather", ""),
+        ("json", '{"name": "weather", "arguments": {"city": "Ro', "weather", "Unterminated string"),
+        ("json", '{"name": "weather", "arguments": {"city": }}', "weather", "Expecting value"),
+        ("mistral-11", '[TOOL_CALLS]weather[ARGS]{"city": "\\', "weather", "Unterminated string"),
         ("llama-3", "<|python_tag|>print(1)", None, "named arguments"),
         ("llama-3", "<|python_tag|>import os; os.f(", None, ""),
         ("glm-4.5", "<tool_call>?</tool_call>", None, "name of a tool"),
@@ -254,8 +364,7 @@ def test_a_template_that_knows_none_is_given_them_in_words():
         '{"name": "now", "arguments": {}}'
         "|user:Result of weather: sunny\nResult of now: noon|user:And?"
     )
-    assert turn.reader.push('{"name": "weather", "arguments": {"city": "Rome"}}') == []
-    assert turn.reader.finish()[0].name == "weather"
+    assert turn.reader.push('{"name": "weather", "arguments": {"city": "Rome"}}')[-1].name == "weather"
     with_system, _ = prompt_of(KNOWS_NONE, [{"role": "system", "content": "Be brief."}, *TALK], tools=[WEATHER])
     assert with_system.startswith("|system:Be brief.\n\nYou can use")
     assert with_system.count("|system") == 1

@@ -127,6 +127,35 @@ async def test_calls_in_every_method(name):
     assert responses[-1].message.additional_kwargs["tool_calls"][0]["function"]["name"] == "add"
 
 
+@pytest.mark.parametrize("streams", ["stream_chat", "astream_chat"])
+async def test_arguments_grow_while_a_call_is_written(streams):
+    """As LlamaIndex's own classes have it: text until the call is complete, of which selections are what is known."""
+    llm = scripted(lambda before: "Let me see. " + call("add", a=12, b=4) + call("multiply", a=1, b=2))
+    result = getattr(llm, f"{streams}_with_tools")(TOOLS, "Add.", allow_parallel_tool_calls=True)
+    responses = [r async for r in await result] if streams.startswith("a") else list(result)
+    blocks = [[b for b in r.message.blocks if isinstance(b, ToolCallBlock)] for r in responses]
+    first = [of[0].tool_kwargs for of in blocks if of]
+    growing = [text for text in first if isinstance(text, str)]
+    assert growing == [r'{"a": 12, "b": 4}'[:n] for n in range(1, len(growing) + 1)]
+    assert len(growing) > 10
+    assert first[-1] == {"a": 12, "b": 4}
+    assert len({of[0].tool_call_id for of in blocks if of}) == 1
+    known = [[(s.tool_name, s.tool_kwargs) for s in llm.get_tool_calls_from_response(r, False)] for r in responses]
+    assert known[-1] == [("add", {"a": 12, "b": 4}), ("multiply", {"a": 1, "b": 2})]
+    assert [("add", {"a": 1})] in known
+    assert [len(of) for of in blocks] == sorted(len(of) for of in blocks)
+    function = responses[-1].message.additional_kwargs["tool_calls"][1]["function"]
+    assert function == {"name": "multiply", "arguments": '{"a": 1, "b": 2}'}
+
+
+async def test_one_call_where_parallel_ones_are_not_allowed():
+    llm = scripted(both)
+    streamed = list(llm.stream_chat_with_tools(TOOLS, "Both."))[-1]
+    for response in (streamed, llm.chat_with_tools(TOOLS, "Both."), await llm.achat_with_tools(TOOLS, "Both.")):
+        assert [s.tool_name for s in llm.get_tool_calls_from_response(response)] == ["add"]
+        assert response.raw["finish_reason"] == "tool_calls"
+
+
 def test_predict_and_call_runs_the_tool():
     assert scripted(sum_then_product).predict_and_call(TOOLS, "2 + 4?").response == "6"
     two = scripted(both)

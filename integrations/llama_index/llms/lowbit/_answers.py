@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, closing
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from llama_index.core.base.llms.types import (
@@ -19,14 +20,14 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 from llama_index.core.llms.llm import ToolSelection
+from llama_index.core.llms.utils import parse_partial_json
 
-from llama_index.llms.lowbit._messages import arguments_of
 from lowbit import chat
 from lowbit.answers import Piece, Thought
 from lowbit.grammar import check_finished
 from lowbit.sampling import is_constrained
 from lowbit.text import Completion, Delta, TokenLogprob
-from lowbit.tool_calls import ToolCall
+from lowbit.tool_calls import CallDelta, ToolCall
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Answer(Generic[R]):
         self.text = ""
         self.thoughts = ""
         self.calls: list[ToolCall] = []
+        self.coming: CallDelta | None = None  # a call that is not complete, as far as it has come
         self._reader = turn.reader
         self._constrained = is_constrained(turn.options)
 
@@ -79,13 +81,24 @@ class Answer(Generic[R]):
         thoughts = "".join(piece.text for piece in pieces if isinstance(piece, Thought))
         self.text += words
         self.thoughts += thoughts
-        self.calls += [piece for piece in pieces if isinstance(piece, ToolCall) and piece.error is None]
+        for piece in pieces:
+            self._note(piece)
         facts = _facts(part, words)
         if thoughts and isinstance(part, Delta):  # where LlamaIndex's agents look for it
             facts["additional_kwargs"] = {**facts.get("additional_kwargs", {}), "thinking_delta": thoughts}
         if self.calls and part.finish_reason == "stop":
             facts["raw"]["finish_reason"] = "tool_calls"
         return self._response(facts)
+
+    def _note(self, piece: Piece) -> None:
+        if isinstance(piece, CallDelta):
+            before = self.coming.arguments if self.coming else ""
+            name = self.coming.name if self.coming else piece.name
+            self.coming = replace(piece, name=name, arguments=before + piece.arguments)
+        elif isinstance(piece, ToolCall):
+            self.coming = None
+            if piece.error is None:
+                self.calls.append(piece)
 
     def _pieces(self, part: Part) -> list[Piece]:
         if self._reader is None:
@@ -109,20 +122,28 @@ class CompletionAnswer(Answer[CompletionResponse]):
 
 
 class ChatAnswer(Answer[ChatResponse]):
-    """An answer as the assistant's message: thoughts, words and tool calls in blocks of their own."""
+    """An answer as the assistant's message: thoughts, words and tool calls in blocks of their own.
+
+    A call that is not complete has the text of its arguments so far for `tool_kwargs`, as LlamaIndex's own classes do.
+    """
 
     def _response(self, facts: dict[str, Any]) -> ChatResponse:
         return ChatResponse(message=self._message(), **facts)
 
     def _message(self) -> ChatMessage:
+        written: list[ToolCall | CallDelta] = [*self.calls, *([self.coming] if self.coming else ())]
         calls = [
-            ToolCallBlock(tool_call_id=call.id, tool_name=call.name or "", tool_kwargs=json.loads(call.arguments))
-            for call in self.calls
+            ToolCallBlock(
+                tool_call_id=call.id,
+                tool_name=call.name or "",
+                tool_kwargs=json.loads(call.arguments) if isinstance(call, ToolCall) else call.arguments,
+            )
+            for call in written
         ]
         # Where LlamaIndex does not look at blocks yet, it looks for OpenAI's form of the same.
         known = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in self.calls
+            for call in written
         ]
         thoughts = [ThinkingBlock(content=self.thoughts)] if self.thoughts else []
         words = [TextBlock(text=self.text)] if self.text or not calls else []
@@ -144,13 +165,22 @@ def _words(piece: Piece) -> str:
 
 
 def tool_selections(response: ChatResponse) -> list[ToolSelection]:
-    """Returns the calls of an answer, as LlamaIndex executes them."""
+    """Returns the calls of an answer, as LlamaIndex executes them; while it streams, as far as they are known."""
     return [
         ToolSelection(
-            tool_id=block.tool_call_id or "", tool_name=block.tool_name, tool_kwargs=arguments_of(block.tool_kwargs)
+            tool_id=block.tool_call_id or "", tool_name=block.tool_name, tool_kwargs=_known_arguments(block.tool_kwargs)
         )
         for block in _call_blocks(response)
     ]
+
+
+def _known_arguments(given: dict[str, Any] | str) -> dict[str, Any]:
+    if not isinstance(given, str):
+        return given
+    try:
+        return parse_partial_json(given)
+    except ValueError:  # within a key
+        return {}
 
 
 def with_one_call(response: ChatResponse) -> ChatResponse:

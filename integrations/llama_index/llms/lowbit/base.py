@@ -234,7 +234,7 @@ class IpexLLM(StructuredAnswers, FunctionCallingLLM):
     # ---- a call: its prompt and its options ----
 
     def _chat_turn(self, messages: Sequence[ChatMessage], kwargs: Mapping[str, Any]) -> chat.Turn:
-        tools = {name: kwargs.get(name) for name in ("tools", "tool_choice")}
+        tools = {name: kwargs.get(name) for name in ("tools", "tool_choice", "parallel_tool_calls")}
         options = self._options({name: value for name, value in kwargs.items() if name not in tools})
         to_prompt = self.messages_to_prompt
         assert to_prompt is not None  # LlamaIndex fills it
@@ -313,7 +313,8 @@ class IpexLLM(StructuredAnswers, FunctionCallingLLM):
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """Returns the assistant's next message; kwargs are generation options, and `tools` and `tool_choice`."""
+        """Returns the assistant's next message; kwargs are generation options, and `tools`, `tool_choice` and
+        `parallel_tool_calls`."""
         turn = self._chat_turn(messages, kwargs)
         return ChatAnswer(turn).whole(self._model.generate(turn.prompt, **turn.options))
 
@@ -321,7 +322,7 @@ class IpexLLM(StructuredAnswers, FunctionCallingLLM):
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> Iterator[ChatResponse]:
         """Returns the assistant's next message as it is generated: the message so far and the new `delta`.
 
-        A tool call comes as a whole, as soon as it is complete.
+        The message's tool calls grow with it: one that is not complete has the text of its arguments so far.
         """
         turn = self._chat_turn(messages, kwargs)
         return ChatAnswer(turn).stream(self._model.stream(turn.prompt, **turn.options))
@@ -356,7 +357,8 @@ class IpexLLM(StructuredAnswers, FunctionCallingLLM):
         if tool_required:
             kwargs.setdefault("tool_choice", "required")
         definitions = [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools]
-        return {"messages": messages, "tools": definitions, **kwargs}
+        limit = {} if allow_parallel_tool_calls else {"parallel_tool_calls": False}
+        return {"messages": messages, "tools": definitions, **limit, **kwargs}
 
     def _validate_chat_with_tools_response(
         self, response: ChatResponse, tools: Sequence[BaseTool], allow_parallel_tool_calls: bool = False, **kwargs: Any
