@@ -108,12 +108,14 @@ nb::tuple bound_quantize_rows(ThreadPool& pool, int tier, const Floats& x, int64
         pool.run([&](Team& team) { prepare_input(team, kernels, input); });
         const QuantizedRows& q = input.quantized;
         for (int64_t row = 0; row < m; row++) {
-            const int64_t block = row / kMaxKernelRows * kMaxKernelRows, width = interleave_width(m - block), lane = row - block;
-            for (int64_t i = 0; i < k_padded / 4; i++)
-                std::memcpy(&codes[row * k_padded + 4 * i], q.codes + block * k_padded + 4 * (i * width + lane), 4);
+            const RowPlace at = row_place(kernels.linear, m, row);
+            for (int64_t i = 0; i < k_padded / at.together; i++)
+                std::memcpy(&codes[row * k_padded + i * at.together],
+                            q.codes + at.block * k_padded + at.together * (i * at.width + at.lane), at.together);
             for (int64_t g = 0; g < groups; g++) {
-                scales[row * groups + g] = q.scales[block * groups + g * width + lane];
-                sums[row * groups + g] = q.sums[block * groups + g * width + lane];
+                const int64_t from = at.block * groups + g * at.width + at.lane;
+                scales[row * groups + g] = q.scales[from];
+                sums[row * groups + g] = q.sums[from];
             }
         }
     }
@@ -137,7 +139,10 @@ KernelTable avx2_without_vnni() {
 // The amx tier with its tile instructions in C++.
 KernelTable amx_model_table() {
     KernelTable table = kernel_table(Tier::avx512);
-    table.linear.tiles = amx_model::linear_kernels().tiles;
+    const LinearKernels model = amx_model::linear_kernels();
+    table.linear.tiles = model.tiles;
+    for (int i = 0; i < 16; i++)
+        if (model.int8_many[i]) table.linear.int8_many[i] = model.int8_many[i];
     return table;
 }
 

@@ -29,9 +29,8 @@ void overlay(LinearKernels& l, const LinearKernels& u) {
         take(l.fp32[i], u.fp32[i]);
         take(l.int8_many[i], u.int8_many[i]);
         take(l.fp32_many[i], u.fp32_many[i]);
-        take(l.tiles.int8[i], u.tiles.int8[i]);
     }
-    take(l.tiles.quantize, u.tiles.quantize);
+    take(l.tiles, u.tiles);
     take(l.quantize_row, u.quantize_row);
 }
 

@@ -7,18 +7,16 @@ namespace {
 
 constexpr size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
 
-// From these numbers of rows on, unpacking the weights before use pays, and so do tiles (of 16 rows) where the tier has them.
-constexpr int64_t kManyRows = 32, kTiledRows = kTileRows16;
+// How many rows a kernel for many rows takes at once, and from how many on unpacking the weights before use pays.
+struct ManyRows {
+    int64_t block, from;
+};
+constexpr ManyRows kInterleaved{kMaxKernelRows, 32}, kTiles{kTileBlockRows, kTileBlockRows};
 
 // Rows of storage for m rows of activations: the last block may be padded (see QuantizedRows).
 int64_t stored_rows(int64_t m) {
     const int64_t last = m % kMaxKernelRows;
     return last ? m - last + interleave_width(last) : m;
-}
-
-// Few rows never go through tiles. Where the tier has none, these bytes are never touched.
-size_t tiled_bytes(int64_t m, int64_t k_padded) {
-    return m < kTiledRows ? 0 : round_up(static_cast<size_t>(TiledRows::over(nullptr, m, k_padded).bytes()), kLine);
 }
 
 // Panels that pass through the cache together while all blocks of rows use them: 64 rows of weights, 140 KB for int4 and
@@ -34,12 +32,12 @@ Team::Range share(const Team& team, const PackedView& w) { return team.slice(w.l
 // Runs the kernels over this member's panels: as many rows as there are full blocks of by `many` (null: none), what remains
 // by `few`, kMaxKernelRows rows at a time.
 template <class Few, class Many, class Rows>
-void run(Team& team, Few few, Many many, const PackedView& w, const Rows& x, float* y, int64_t y_stride) {
+void run(Team& team, Few few, Many many, ManyRows rows, const PackedView& w, const Rows& x, float* y, int64_t y_stride) {
     const Team::Range mine = share(team, w);
     int64_t done = 0;
-    if (many && x.m >= kManyRows) {
+    if (many && x.m >= rows.from) {
         alignas(kLine) uint8_t scratch[kManyScratch];
-        const int64_t full = x.m / kMaxKernelRows * kMaxKernelRows;
+        const int64_t full = x.m / rows.block * rows.block;
         for (; done < full; done = std::min(full, done + kSweepRows))
             many(w, mine.begin, mine.end - mine.begin, x, done, std::min(kSweepRows, full - done), y + done * y_stride, y_stride,
                  scratch);
@@ -52,18 +50,6 @@ void run(Team& team, Few few, Many many, const PackedView& w, const Rows& x, flo
             few(w, p, panels, x, row, m, y + row * y_stride, y_stride);
         }
     }
-}
-
-// Quantises the rows anew (tiles.h) and multiplies them in tiles. The barriers keep the rows in place while others read them.
-void run_tiles(Team& team, const TileKernels& kernels, const PackedView& w, const LinearInput& x, float* y, int64_t y_stride) {
-    const TiledRows rows = TiledRows::over(x.tiled, x.rows.m, w.layout.k_padded);
-    team.barrier();
-    const Team::Range mine = team.slice(rows.padded_rows);
-    for (int64_t r = mine.begin; r < mine.end; r++)
-        kernels.quantize(r < rows.m ? x.rows.data + r * x.rows.stride : nullptr, x.k, rows, r);
-    team.barrier();
-    const Team::Range panels = share(team, w);
-    kernels.int8[static_cast<int>(w.format->id)](w, panels.begin, panels.end - panels.begin, rows, y, y_stride);
 }
 
 void add_bias(Team& team, const PackedView& w, const float* bias, int64_t m, float* y, int64_t y_stride) {
@@ -81,7 +67,7 @@ bool has_int8_compute(const Format& f) {
 
 size_t linear_input_bytes(int64_t m, int64_t k_padded) {
     const size_t blocks = static_cast<size_t>(stored_rows(m)) * k_padded / kAtomK;
-    return round_up(blocks * kAtomK, kLine) + 2 * round_up(blocks * 4, kLine) + tiled_bytes(m, k_padded);
+    return round_up(blocks * kAtomK, kLine) + 2 * round_up(blocks * 4, kLine);
 }
 
 LinearInput linear_input(const float* x, int64_t x_stride, int64_t m, int64_t k, int64_t k_padded, Compute compute,
@@ -97,22 +83,27 @@ LinearInput linear_input(const float* x, int64_t x_stride, int64_t m, int64_t k,
     input.quantized.scales = reinterpret_cast<float*>(bytes);
     bytes += round_up(blocks * 4, kLine);
     input.quantized.sums = reinterpret_cast<int32_t*>(bytes);
-    bytes += round_up(blocks * 4, kLine);
-    input.tiled = bytes;
     input.quantized.k_padded = k_padded;
     input.quantized.m = m;
     return input;
+}
+
+RowPlace row_place(const LinearKernels& kernels, int64_t m, int64_t row) {
+    const int64_t tiled = kernels.tiles ? m / kTileBlockRows * kTileBlockRows : 0;
+    if (row < tiled) return {row / kTileBlockRows * kTileBlockRows, row % kTileBlockRows, kTileBlockRows, kAtomK};
+    const int64_t block = row / kMaxKernelRows * kMaxKernelRows;
+    return {block, row - block, interleave_width(m - block), 4};
 }
 
 void quantize_columns(const KernelTable& kernels, const LinearInput& input, int64_t row, int64_t begin, int64_t end) {
     if (input.compute != Compute::int8) return;
     const QuantizedRows& q = input.quantized;
     const int64_t padded_end = end == input.k ? q.k_padded : end;
-    const int64_t block = row / kMaxKernelRows * kMaxKernelRows, lane = row - block;
-    const int width = interleave_width(q.m - block);
-    const int64_t group = (block * q.k_padded + begin * width) / kAtomK + lane;
-    kernels.linear.quantize_row(input.rows.data + row * input.rows.stride + begin, end - begin, padded_end - begin, width,
-                                q.codes + block * q.k_padded + begin * width + 4 * lane, q.scales + group, q.sums + group);
+    const RowPlace at = row_place(kernels.linear, q.m, row);
+    const int64_t group = (at.block * q.k_padded + begin * at.width) / kAtomK + at.lane;
+    kernels.linear.quantize_row(input.rows.data + row * input.rows.stride + begin, end - begin, padded_end - begin, at.width,
+                                q.codes + at.block * q.k_padded + begin * at.width + at.lane * at.together, q.scales + group,
+                                q.sums + group);
 }
 
 void prepare_input(Team& team, const KernelTable& kernels, LinearInput& input) {
@@ -129,12 +120,10 @@ void linear(Team& team, const KernelTable& kernels, const PackedView& w, const f
             int64_t y_stride) {
     const int id = static_cast<int>(w.format->id);
     const LinearKernels& k = kernels.linear;
-    if (x.compute == Compute::int8 && k.tiles.int8[id] && x.rows.m >= kTiledRows)
-        run_tiles(team, k.tiles, w, x, y, y_stride);
-    else if (x.compute == Compute::int8 && k.int8[id])
-        run(team, k.int8[id], k.int8_many[id], w, x.quantized, y, y_stride);
+    if (x.compute == Compute::int8 && k.int8[id])
+        run(team, k.int8[id], k.int8_many[id], k.tiles ? kTiles : kInterleaved, w, x.quantized, y, y_stride);
     else
-        run(team, k.fp32[id], k.fp32_many[id], w, x.rows, y, y_stride);
+        run(team, k.fp32[id], k.fp32_many[id], kInterleaved, w, x.rows, y, y_stride);
     if (bias) add_bias(team, w, bias, x.rows.m, y, y_stride);
 }
 

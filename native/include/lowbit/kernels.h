@@ -4,7 +4,6 @@
 #include "lowbit/activation.h"
 #include "lowbit/cpu.h"
 #include "lowbit/tensor.h"
-#include "lowbit/tiles.h"
 
 namespace lowbit {
 
@@ -14,7 +13,8 @@ namespace lowbit {
 //   fp32: codes are expanded to their exact float values.
 enum class Compute : uint8_t { int8 = 0, fp32 = 1 };
 
-inline constexpr int kMaxKernelRows = 8;  // rows of one kernel call; linear.cpp loops
+inline constexpr int kMaxKernelRows = 8;    // rows of one kernel call; linear.cpp loops
+inline constexpr int kTileBlockRows = 16;  // rows that stand as tiles together
 
 // m rows of activations, padded with zeros to k_padded (a multiple of 32). Symmetric int8 per 32 values, never -128:
 //   scale[g] = max|x| / 127, code = round_half_even(x / scale) (all codes zero where scale is 0, infinite or NaN),
@@ -23,6 +23,8 @@ inline constexpr int kMaxKernelRows = 8;  // rows of one kernel call; linear.cpp
 //   codes [block][k_padded/4][width][4] int8, scales and sums [block][k_padded/32][width] fp32 and int32,
 // where width is the block's row count rounded up to 1, 2, 4 or 8 (what the rows beyond hold does not matter). Blocks are 64-byte aligned, and block b
 // starts at row 8 * b of a matrix [m][k_padded], so a single row lies there as it is.
+// Where the tier has tiles, full blocks of kTileBlockRows rows (as many as m holds) come first, in the same memory, and stand as
+//   codes [block][k_padded/32][16 rows][32], scales and sums [block][k_padded/32][16].
 struct QuantizedRows {
     int8_t* codes;
     float* scales;
@@ -49,7 +51,8 @@ using LinearInt8 = void (*)(const PackedView& w, int64_t first_panel, int64_t pa
 using LinearFp32 = void (*)(const PackedView& w, int64_t first_panel, int64_t panels, const FloatRows& x,
                             int64_t first_row, int m, float* y, int64_t y_stride);
 
-// The same for any multiple of kMaxKernelRows rows, equal to the last bit; `scratch` has kManyScratch bytes, 64-byte aligned.
+// The same for any multiple of kMaxKernelRows rows (LinearKernels::tiles: of kTileBlockRows), equal to the last bit; `scratch` has
+// kManyScratch bytes, 64-byte aligned.
 inline constexpr int kManyGroup = 256;  // largest group_size but per row
 inline constexpr int64_t kManyScaleBytes = 2 * 3 * kPanelRows * 16 * 4, kManyScratch = kManyScaleBytes + 3 * kPanelRows * kManyGroup * 4;
 using LinearInt8Many = void (*)(const PackedView& w, int64_t first_panel, int64_t panels, const QuantizedRows& x,
@@ -62,9 +65,10 @@ struct LinearKernels {
     LinearFp32 fp32[16];
     LinearInt8Many int8_many[16];  // null in every tier = rows go through the kernels above
     LinearFp32Many fp32_many[16];
-    TileKernels tiles;  // where the tier has tiles, many rows of int8 compute go through them
+    bool tiles;  // int8_many takes its rows as tiles, a multiple of kTileBlockRows of them
     // Quantises k floats of one row as QuantizedRows describes, padding with zeros up to k_padded (a multiple of 32): four codes
-    // every 4 * width bytes, a scale and a sum every width elements.
+    // every 4 * width bytes (width kTileBlockRows, in tiers with tiles: 32 every 32 * width), a scale and a sum every width
+    // elements.
     void (*quantize_row)(const float* x, int64_t k, int64_t k_padded, int width, int8_t* codes, float* scales, int32_t* sums);
 };
 

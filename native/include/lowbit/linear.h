@@ -18,12 +18,20 @@ struct LinearInput {
     QuantizedRows quantized{};
     int64_t k = 0;
     Compute compute = Compute::int8;
-    uint8_t* tiled = nullptr;  // where linear() quantises the rows for tiles, if the tier has them
 };
 
 // Lays out `input` over scratch (64-byte aligned, linear_input_bytes). No work yet.
 LinearInput linear_input(const float* x, int64_t x_stride, int64_t m, int64_t k, int64_t k_padded, Compute compute,
                          void* scratch);
+
+// Where a row of m stands in QuantizedRows: code k of `row` at
+//   codes[block * k_padded + k / together * together * width + lane * together + k % together],
+// group g of it at [block * k_padded / 32 + g * width + lane] of scales and sums.
+struct RowPlace {
+    int64_t block, lane;  // first row of its block, its place there
+    int width, together;
+};
+RowPlace row_place(const LinearKernels& kernels, int64_t m, int64_t row);
 
 // Quantises columns [begin, end) of one row (no-op for fp32); begin is a multiple of 32, end too or k (then the padding is
 // written). Not collective: members may do disjoint parts in any order.
@@ -33,7 +41,7 @@ void quantize_columns(const KernelTable& kernels, const LinearInput& input, int6
 void prepare_input(Team& team, const KernelTable& kernels, LinearInput& input);
 
 // Collective: y[m][y_stride] = x W^T (+ bias, fp32 [rows] or null). y has room for layout.panels*16 columns per row; the
-// columns past rows are scratch. May begin with barriers, ends without one. A format without int8 compute falls back to fp32 by itself.
+// columns past rows are scratch. No barrier inside. A format without int8 compute falls back to fp32 by itself.
 void linear(Team& team, const KernelTable& kernels, const PackedView& w, const float* bias, const LinearInput& x, float* y,
             int64_t y_stride);
 

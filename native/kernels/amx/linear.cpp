@@ -1,4 +1,4 @@
-// The linear kernels of the AMX tier: tiles for many rows; for few rows and in fp32 the tier below does the work.
+// The linear kernels of the AMX tier: tiles for many rows of int8 compute; for few rows and in fp32 the tier below does the work.
 
 // gcc's own AVX-512 headers pass an uninitialised vector where nothing is merged (gcc bug 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -6,26 +6,17 @@
 
 #include "lowbit/codebooks.h"
 #include "lowbit/kernels.h"
+#include "lowbit/tiles.h"
 
 namespace lowbit::amx {
 namespace {
 
 #include "amx/tile_ops-inl.h"
 
-#include "shared/tables.h"
-
-#include "avx512/lanes-inl.h"
-
-#include "shared/linear-inl.h"
-
-#include "shared/tiles-inl.h"
+#include "shared/int8_tiles-inl.h"
 
 }  // namespace
 
-LinearKernels linear_kernels() {
-    LinearKernels k{};
-    k.tiles = all_tiles();
-    return k;
-}
+LinearKernels linear_kernels() { return all_tiles(); }
 
 }  // namespace lowbit::amx

@@ -6,26 +6,17 @@
 
 #include "lowbit/codebooks.h"
 #include "lowbit/kernels.h"
+#include "lowbit/tiles.h"
 
 namespace lowbit::amx_model {
 namespace {
 
 #include "amx_model/tile_ops-inl.h"
 
-#include "shared/tables.h"
-
-#include "avx512/lanes-inl.h"
-
-#include "shared/linear-inl.h"
-
-#include "shared/tiles-inl.h"
+#include "shared/int8_tiles-inl.h"
 
 }  // namespace
 
-LinearKernels linear_kernels() {
-    LinearKernels k{};
-    k.tiles = all_tiles();
-    return k;
-}
+LinearKernels linear_kernels() { return all_tiles(); }
 
 }  // namespace lowbit::amx_model

@@ -32,7 +32,7 @@ void quantize_row(const float* x, int64_t k, int64_t k_padded, int width, int8_t
         const __m512i q0 = quantize(low), q1 = quantize(high);
         const __m128i packed[] = {_mm512_cvtepi32_epi8(q0), _mm512_cvtepi32_epi8(q1)};
         int8_t* at = codes + begin * width;
-        if (width == 1) {
+        if (width == 1 || width == kTileBlockRows) {
             __builtin_memcpy(at, packed, kAtomK);
         } else {
             const auto* fours = reinterpret_cast<const uint8_t*>(packed);

@@ -2,7 +2,8 @@
 // scratch, one block of k at a time (it stays in L1), and all rows are multiplied with it before the next block, in tiles of
 // kTileRows rows x kTileVectors vectors whose sums stay in registers. Every output goes through the same operations in the same order as
 // in linear-inl.h: results are equal to the last bit, whatever the number of rows.
-// The including file provides kTileVectors, kStripPanels (2 or 3) and kTileRows, a divisor of kMaxKernelRows. A Many (int8_many-inl.h, fp32_many-inl.h) provides
+// The including file provides kTileVectors, kStripPanels (2 or 3) and kTileRows, a divisor of the rows that stand together
+// (kMaxKernelRows, for tiles kTileBlockRows). A Many (int8_many-inl.h, fp32_many-inl.h) provides
 //   Rows, factor, kBlockK, unpack_atom(atom, to, line), tile<V>(strip, vector, rows, row, y, y_stride).
 
 // One block of k of a strip, unpacked. A line is the weights of all vectors for one step along k (4 k as bytes, 1 as floats).
