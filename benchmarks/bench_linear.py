@@ -20,7 +20,7 @@ from _common import CLOCKS, buffer, interleave, median, ops, ratio, reader, repo
 from lowbit import formats, quantize
 
 FORMATS = [f.name for f in formats.FORMATS.values()]
-TIERS = [t for t in ops.tiers() if t not in ("scalar", "amx")]
+TIERS = [t for t in ops.tiers() if t != "scalar"]
 
 
 def parse() -> argparse.Namespace:

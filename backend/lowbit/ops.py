@@ -105,13 +105,9 @@ def tiers() -> list[str]:
     return list(native().tiers())
 
 
-# Tiers that have only run on a model of their instructions so far: they run where somebody asks for them.
-ON_REQUEST = ("amx",)
-
-
 def default_tier() -> str:
-    """Returns the tier to use where none is asked for: the highest that has run on real hardware."""
-    return [tier for tier in tiers() if tier not in ON_REQUEST][-1]
+    """Returns the tier to use where none is asked for: the highest this process can run."""
+    return tiers()[-1]
 
 
 # ---- packing (native/src/bind_pack.cpp) ---------------------------------------------------------------------------

@@ -332,8 +332,6 @@ def _choose_tier(asked: str | None, environment: MutableMapping[str, str]) -> De
 
     available = ops.tiers()
     tier, reason = ops.default_tier(), "best this CPU has"
-    if tier != available[-1]:
-        reason = f"best of those measured; tier={available[-1]!r} asks for {available[-1]}, not yet run on hardware"
     if asked is not None:
         if asked not in available:
             raise ValueError(f"tier {asked!r} cannot run here: this CPU has {', '.join(available)}")

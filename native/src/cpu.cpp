@@ -97,7 +97,7 @@ bool tier_available(Tier tier) {
         case Tier::avx512:
             return tier_available(Tier::avx2) && f.avx512f && f.avx512bw && f.avx512vl && f.avx512dq && f.avx512vbmi &&
                    f.avx512_vnni;
-        case Tier::amx: return tier_available(Tier::avx512) && f.amx_tile && f.amx_int8 && f.amx_bf16;
+        case Tier::amx: return tier_available(Tier::avx512) && f.amx_tile && f.amx_int8;
     }
     return false;
 }

@@ -394,13 +394,13 @@ def test_this_machine_can_be_read():
     assert read.system == sys.platform
 
 
-def test_a_tier_that_has_not_run_on_hardware_is_used_only_when_asked_for(monkeypatch):
-    monkeypatch.setattr(ops, "tiers", lambda: ["scalar", "avx2", "avx512", "amx"])
-    monkeypatch.delenv("LOWBIT_ISA", raising=False)
-    assert ops.default_tier() == "avx512"
-    chosen = Runtime().resolve()
-    assert chosen.tier == "avx512"
-    assert "tier='amx' asks for amx" in next(d.reason for d in chosen.decisions if d.name == "tier")
-    assert Runtime(tier="amx").resolve().tier == "amx"
-    monkeypatch.setattr(ops, "tiers", lambda: ["scalar", "avx2"])
+def test_the_default_is_the_highest_tier_and_the_variable_lowers_it(monkeypatch):
+    with_tiers(monkeypatch, "scalar", "avx2", "avx512", "amx")
+    assert ops.default_tier() == "amx"
+    chosen = Runtime().resolve(machine(), {})
+    assert chosen.tier == "amx"
+    assert next(d.reason for d in chosen.decisions if d.name == "tier") == "best this CPU has"
+    assert Runtime().resolve(machine(), {"LOWBIT_ISA": "avx512"}).tier == "avx512"
+    assert Runtime(tier="avx512").resolve(machine(), {}).tier == "avx512"
+    with_tiers(monkeypatch, "scalar", "avx2")
     assert ops.default_tier() == "avx2"

@@ -170,7 +170,7 @@ def test_greedy_tokens(pair):
     assert ours == theirs
 
 
-@pytest.mark.parametrize("tier", [t for t in ops.tiers() if t != "amx"])
+@pytest.mark.parametrize("tier", ops.tiers())
 @pytest.mark.parametrize("name", ["llama", "qwen3", "phi3", "gpt2", "opt-350m"])
 def test_every_tier(name, tier):
     pair = Pair(*CASES[name])

@@ -14,7 +14,7 @@ from lowbit.models import ModelSpec, Rope
 from lowbit.reference_decoder import Reference
 from models import tiny
 
-TIERS = [t for t in ops.tiers() if t != "amx"]
+TIERS = ops.tiers()
 SPEC = ModelSpec(
     family="tiny", vocab_size=67, hidden_size=64, layers=2, heads=6, kv_heads=2, head_dim=32, ffn_size=72, context=2048,
     ropes=(Rope("half", 32, tuple(1000 ** (-i / 16) for i in range(16))),), layer_rope=(0, 0), layer_window=(0, 40),

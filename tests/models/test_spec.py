@@ -17,7 +17,7 @@ from lowbit.reference_decoder import Reference
 from models import tiny
 
 HEADER = Path(__file__).resolve().parents[2] / "native" / "include" / "lowbit" / "spec.h"
-TIERS = [t for t in ops.tiers() if t != "amx"]
+TIERS = ops.tiers()
 TOKENS = np.random.default_rng(3).integers(0, 67, 70).tolist()  # more than one block of the cache
 
 BASE = ModelSpec(

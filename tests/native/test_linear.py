@@ -8,7 +8,7 @@ from lowbit import _native as n
 from lowbit import ops
 from packed_random import FORMATS, INT8, NAMES, SCALED, Packed, exact_values, random_packed
 
-TIERS = {name: ops.TIERS.index(name) for name in n.tiers() if name != "amx"}
+TIERS = {name: ops.TIERS.index(name) for name in n.tiers()}
 if "avx2" in TIERS:
     TIERS["avx2_without_vnni"] = ops.TIERS.index("avx2_without_vnni")
 FAST = [name for name in TIERS if name != "scalar"]

@@ -9,7 +9,7 @@ import pytest
 from guarded import guarded
 from lowbit import _native as n
 
-TIERS = {name: index for index, name in enumerate(n.tiers()) if name != "amx"}
+TIERS = {name: index for index, name in enumerate(n.tiers())}
 FAST = [name for name in TIERS if name != "scalar"]
 SIZES = [1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 48, 63, 64, 65, 100, 257]
 ACTIVATIONS = ["silu", "gelu", "gelu_tanh", "relu", "quick_gelu"]

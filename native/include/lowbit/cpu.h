@@ -13,7 +13,8 @@ struct CpuFeatures {
     bool avx_vnni;                                                   // used inside tier avx2 where present
     bool avx512f, avx512bw, avx512vl, avx512dq, avx512vbmi, avx512_vnni;  // tier avx512 needs all six
     bool avx512_bf16;
-    bool amx_tile, amx_int8, amx_bf16;                               // tier amx needs all three and the kernel's permission
+    bool amx_tile, amx_int8;                                         // tier amx needs both, and that the kernel grants tiles
+    bool amx_bf16;
     std::string vendor, brand;
     long l2_bytes;
 };
