@@ -1,6 +1,6 @@
 # Checks of the native code that need a build or a CPU of their own; included by the Makefile, which defines DEV_PYTHON.
-# Both say so and succeed where a tool is missing, so that they can stand in one list with other targets.
-.PHONY: sanitize qemu
+# They say so and succeed where a tool is missing, so that they can stand in one list with other targets.
+.PHONY: sanitize qemu bochs
 
 SANITIZE := build/sanitize
 # The interpreter is not sanitised, so the runtime libraries come first; python's own allocations at exit are no leaks of ours.
@@ -25,3 +25,11 @@ OLD_CPU := Haswell,-invpcid,-rtm,-hle,-pcid,-x2apic,-tsc-deadline
 qemu: native  ## smoke test on an emulated CPU without AVX-512 and AVX-VNNI (Debian: qemu-user)
 	@command -v $(QEMU) > /dev/null || { echo "qemu: skipped, $(QEMU) is not installed (Debian: apt-get install qemu-user)"; exit 0; }; \
 	PYTHONPATH=backend:tests $(QEMU) -cpu $(OLD_CPU) $$($(DEV_PYTHON) -c 'import sys; print(sys.executable)') tests/native/smoke.py
+
+BOCHS := bochs
+BOCHS_NEEDS := bochs isolinux syslinux-common genisoimage
+bochs: native  ## tile products on an emulated CPU with AMX (Debian 13: bochs isolinux syslinux-common genisoimage)
+	@command -v $(BOCHS) > /dev/null || { echo "bochs: skipped, $(BOCHS) is not installed (Debian: apt-get install $(BOCHS_NEEDS))"; exit 0; }; \
+	set -e; \
+	cmake --build build/dev --target check_tiles; objcopy -O binary build/dev/check_tiles build/dev/check_tiles.bin; \
+	$(DEV_PYTHON) native/checks/bochs.py build/dev/check_tiles.bin
