@@ -108,7 +108,8 @@ def test_awkward_activations(tier, name):
     assert np.array_equal(mine, other, equal_nan=True)
     finite = ~np.isnan(other)  # zeros have the same sign
     assert np.array_equal(mine.view(np.uint32)[finite], other.view(np.uint32)[finite])
-    assert np.isnan(other).any() and finite.any()
+    assert np.isnan(other).any()
+    assert finite.any()
 
 
 @pytest.mark.parametrize("name", INT8)
