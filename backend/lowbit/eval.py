@@ -123,13 +123,13 @@ def compare(
         candidate = lowbit.load(model, name, quantiser=quantiser, show_progress=show_progress, **options)
         ids, window, step = _prepared(candidate, text, ctx, stride, max_tokens)
         parts = list(windows(len(ids), window, step))
-        total, divergence, count = 0.0, 0.0, 0
+        total, distance, count = 0.0, 0.0, 0
         for begin, end, scored in tqdm(parts, desc=name, unit="window", disable=not show_progress):
             logits = candidate.logits(ids[begin:end])[-scored - 1 : -1]
             total += float(token_losses(logits, ids[end - scored : end]).sum())
             if original is not None:
                 exact = original.logits(ids[begin:end])[-scored - 1 : -1]
-                divergence += float(_divergence(exact, logits).sum())
+                distance += float(divergence(exact, logits).sum())
             count += scored
         tensors = candidate.loaded.tensors.values()
         matrices = [t for t in tensors if isinstance(t, PackedTensor)]
@@ -139,16 +139,19 @@ def compare(
             sum(t.nbytes for t in tensors),
             8 * sum(t.nbytes for t in matrices) / sum(math.prod(t.shape) for t in matrices),
             math.exp(total / count),
-            None if original is None else divergence / count,
+            None if original is None else distance / count,
             _speed(candidate, ids),
         )
 
 
-def _divergence(exact: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """Returns the Kullback-Leibler divergence of each row's prediction from the exact one, in nats."""
+def divergence(exact: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Returns the Kullback-Leibler divergence of predictions from the exact ones in nats, float64 [n].
+
+    Both are logits, [n, vocab].
+    """
     p, q = (_log_softmax(x) for x in (exact, logits))
-    divergence: np.ndarray = (np.exp(p) * (p - q)).sum(1)
-    return divergence
+    result: np.ndarray = (np.exp(p) * (p - q)).sum(1)
+    return result
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import functools
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,19 @@ import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lowbit import checkpoint, models
-from lowbit.calibration import Quantiser, Weights, finish, importance_of, quantise_layers
+from lowbit.calibration import (
+    Importance,
+    Quantiser,
+    Weights,
+    finish,
+    importance_of,
+    measure_importance,
+    quantise_layers,
+)
 from lowbit.checkpoint import CONFIG, GENERATION_CONFIG, LoadedModel, read_json
-from lowbit.formats import FLOAT, Choice, resolve
+from lowbit.formats import FLOAT, Choice
 from lowbit.models._spec import AnySpec, EncoderSpec, Family, ModelSpec, ModuleSpec, Recipe
-from lowbit.ops import BF16, to_fp32
+from lowbit.ops import to_fp32
 from lowbit.packed import PackedTensor
 from lowbit.quantize import CLIP_RATIOS, quantize_rows
 from lowbit.runtime import Resolved, Runtime
@@ -32,20 +40,16 @@ from lowbit.sources import Source, archive, hub, open_source
 from lowbit.sources._foreign import refuse_foreign
 from lowbit.sources.gather import Gathered, gather
 from lowbit.sources.integers import IntegerSource, settings_of, with_old_config
+from lowbit.tensor_formats import HEAD_MODULE, TensorFormats, refuse_others
 from lowbit.tokenizer import Tokenizer
 
-__all__ = ["LoadedModel", "load_model"]
+__all__ = ["LoadedModel", "load_model", "measure"]
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_LOW_BIT = "sym_int4"
 # Task -> the format of a caller who asks for none in particular.
 TASKS = {"text": DEFAULT_LOW_BIT, "embed": "sym_int8", "rerank": "sym_int8"}
-# Embedding and head where the rest is quantised: few of the bytes that a token reads, and the first and last place
-# where rounding shows.
-OUTER_FORMAT = "sym_int8"
-FLOAT_FORMATS = {BF16: "bf16", np.dtype("<f2"): "fp16", np.dtype("<f4"): "fp32"}
-HEAD_MODULE = "lm_head"  # what users call the head, also where it has no tensor of its own because it is tied
 
 
 def load_model(
@@ -86,13 +90,13 @@ def load_model(
     Raises FileNotFoundError, PermissionError or ValueError that name the file or tensor, the cause and the fix.
     """
     access = hub.Access(cache_dir, token, local_files_only, show_progress)
-    formats = _Formats.choose(low_bit, group_size, modules_to_not_convert, head_format, embedding_format)
+    formats = TensorFormats.choose(low_bit, group_size, modules_to_not_convert, head_format, embedding_format)
     quantiser = Quantiser(quantiser) if isinstance(quantiser, str) else quantiser or Quantiser()
     tokenizer_files, tokenizer_name = _tokenizer(tokenizer_id, access)
     location = hub.locate(id_or_path, revision, access)
     config = _read_config(location.folder)
     if checkpoint.is_low_bit(config):
-        _refuse_other_formats(formats, config, location.folder, TASKS[task])
+        refuse_others(formats, config, location.folder, TASKS[task])
         if quantiser != Quantiser():
             raise ValueError(f"{location.folder} is quantised already; give the original model to use a quantiser on")
         saved = checkpoint.load(hub.fetch_weights(location, access).folder, verify)
@@ -111,7 +115,8 @@ def load_model(
         refuse_foreign(location.folder, config)
     elif formats.body is None or formats.body.format.name in (DEFAULT_LOW_BIT, archived):  # nothing else is asked for
         group = archive.BLOCK if group_size is None else group_size
-        formats = _Formats.choose(archived, group, modules_to_not_convert, head_format or archived, embedding_format)
+        head = head_format or archived
+        formats = TensorFormats.choose(archived, group, modules_to_not_convert, head, embedding_format)
     integers = settings_of(config, location.folder)
     if saved_only and archived is None:
         raise ValueError(
@@ -184,79 +189,52 @@ def task_of(id_or_path: str | os.PathLike, revision: str | None, access: hub.Acc
     return "embed" if (folder / "modules.json").exists() else "text"
 
 
-@dataclass(frozen=True)
-class _Formats:
-    """Which format each tensor gets. None stands for the float type the checkpoint has."""
+def measure(
+    id_or_path: str | os.PathLike,
+    calibration: Sequence[str] | Sequence[Sequence[int]],
+    *,
+    tokens: int = 16384,
+    length: int = 512,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    show_progress: bool = False,
+) -> Importance:
+    """Returns the importance matrix of a float model: the mean square of every input of its linear layers over a text.
 
-    body: Choice | None
-    head: Choice | None
-    embedding: Choice | None
-    group_size: int | None
-    kept: tuple[str, ...]
-    asked_outer: tuple[str | None, str | None]
-
-    @classmethod
-    def choose(
-        cls,
-        low_bit: str | None,
-        group_size: int | None,
-        kept: Sequence[str] | None,
-        head: str | None,
-        embedding: str | None,
-    ) -> _Formats:
-        """Returns the choices. Raises ValueError for an unknown name or group size, TypeError for a wrong kind."""
-        if isinstance(kept, str):
-            raise TypeError(f"modules_to_not_convert is a list of strings; use [{kept!r}]")
-        body = None if low_bit is None else resolve(low_bit)
-        quantised = body is not None and body.format.codes != FLOAT
-        default = resolve(OUTER_FORMAT) if quantised else body
-        head_choice = default if head is None else resolve(head)
-        embedding_choice = default if embedding is None else resolve(embedding)
-        for choice in (body, head_choice, embedding_choice):
-            if choice is not None:
-                choice.format.group(group_size)
-        return cls(body, head_choice, embedding_choice, group_size, tuple(kept or ()), (head, embedding))
-
-    def of(self, gathered: Gathered, tied_head: bool) -> Choice:
-        """Returns the choice for a tensor."""
-        recipe = gathered.recipe
-        if recipe.kind == "table":
-            return resolve(FLOAT_FORMATS[gathered.dtype])
-        choice = {"head": self.head, "embedding": self.embedding}.get(recipe.kind, self.body)
-        is_tied = tied_head and recipe.name == "embedding.weight"
-        if is_tied and self.asked_outer[0] is not None:
-            if self.asked_outer[1] is not None and self.head != self.embedding:
-                raise ValueError(
-                    f"the head is tied to the embedding, so head_format={self.asked_outer[0]!r} and "
-                    f"embedding_format={self.asked_outer[1]!r} cannot both hold; give one of them"
-                )
-            choice = self.head
-        modules = [name.removesuffix(".weight") for name in gathered.names] + [HEAD_MODULE] * is_tied
-        if choice is None or any(keyword in module for keyword in self.kept for module in modules):
-            return resolve(FLOAT_FORMATS[gathered.dtype])
-        return choice
-
-    def group_of(self, choice: Choice) -> int | None:
-        return self.group_size if self.group_size is not None else choice.group_size
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns what a low-bit folder records: canonical names, None for the checkpoint's own float type."""
-        group = None if self.body is None else self.body.format.group(self.group_of(self.body))
-        return {
-            "format": None if self.body is None else self.body.format.name,
-            "group_size": group,
-            "full_range": self.body is None or self.body.full_range,
-            "head_format": None if self.head is None else self.head.format.name,
-            "embedding_format": None if self.embedding is None else self.embedding.format.name,
-            "modules_to_not_convert": list(self.kept),
-        }
+    calibration: texts or sequences of token ids, of which at most `tokens` in sequences of at most `length` are read.
+    The result is float32 [inputs] by canonical module name ("layers.0.qkv"); `calibration.write_imatrix` stores it in
+    llama.cpp's format, `Quantiser(imatrix=...)` reads that. Raises as `load_model` does.
+    """
+    access = hub.Access(cache_dir, token, local_files_only, show_progress)
+    location = hub.locate(id_or_path, revision, access)
+    config = _read_config(location.folder)
+    if checkpoint.is_low_bit(config) or settings_of(config, location.folder) is not None:
+        raise ValueError(f"{location.folder} is quantised already; importance is measured on the original model")
+    refuse_foreign(location.folder, config)
+    family = models.family(config)
+    location = hub.fetch_weights(location, access)
+    quantiser = Quantiser(calibration=calibration, tokens=tokens, length=length)
+    sequences = _calibration(quantiser, family.spec, _matching(location.folder, hub.TOKENIZER_FILES))
+    if not sequences:
+        raise ValueError("an importance matrix needs text: a few dozen paragraphs")
+    assert isinstance(family.spec, ModelSpec)  # _calibration has refused others
+    source = open_source(location.folder)
+    try:
+        gathered = [gather(recipe, source) for recipe in _located(family, source, location.folder)]
+        for g in gathered:
+            _check_shape(g, family.spec)
+        return measure_importance(family.spec, _weights(gathered), sequences, show_progress)
+    finally:
+        source.close()
 
 
 def _convert(
     family: Family,
     source: Source,
     folder: Path,
-    formats: _Formats,
+    formats: TensorFormats,
     quantiser: Quantiser,
     sequences: list[list[int]],
     pool: Any,
@@ -423,24 +401,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
         refuse_foreign(folder)
         raise FileNotFoundError(f"no {CONFIG} in {folder}; give a folder that has one beside the weights")
     return read_json(folder / CONFIG)
-
-
-def _refuse_other_formats(formats: _Formats, config: dict[str, Any], folder: Path, default: str) -> None:
-    """Raises ValueError when arguments ask for other numbers than a low-bit folder has; `default` asks for nothing."""
-    saved, asked = config["quantization_config"], formats.to_dict()
-    wanted = {
-        "low_bit": ("format", asked["format"] != default),
-        "group_size": ("group_size", formats.group_size is not None),
-        "head_format": ("head_format", formats.asked_outer[0] is not None),
-        "embedding_format": ("embedding_format", formats.asked_outer[1] is not None),
-        "modules_to_not_convert": ("modules_to_not_convert", bool(formats.kept)),
-    }
-    for argument, (key, is_asked) in wanted.items():
-        if is_asked and asked[key] != saved.get(key):
-            raise ValueError(
-                f"{folder} was saved with {argument}={saved.get(key)!r} and cannot be opened with {asked[key]!r}; "
-                f"leave {argument} out, or load the original model with it"
-            )
 
 
 def _tokenizer(tokenizer_id: str | os.PathLike | None, access: hub.Access) -> tuple[dict[str, Path], dict[str, str]]:

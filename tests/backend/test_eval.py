@@ -11,6 +11,8 @@ import pytest
 
 import lowbit
 from lowbit import cli, eval
+from lowbit.calibration import Quantiser, read_imatrix
+from lowbit.loading import measure
 from lowbit.perplexity import token_losses
 
 MODEL = str(Path(__file__).resolve().parents[2] / "demo" / "model")
@@ -98,6 +100,26 @@ def test_convert_takes_a_quantiser(tmp_path, capsys):
     assert lowbit.load(out).generate("Once upon a time", max_new_tokens=3).text
     assert cli.main(["convert", MODEL, out, "--algorithm", "awq", "-q"]) == 2
     assert "needs text" in capsys.readouterr().err
+
+
+def test_an_importance_matrix_is_measured_and_used(tmp_path, capsys):
+    data, file = tmp_path / "text.txt", tmp_path / "imatrix.dat"
+    data.write_text(TEXT)
+    assert cli.main(["imatrix", MODEL, str(file), "--data", str(data), "--tokens", "64", "-q"]) == 0
+    found = read_imatrix(file)
+    assert found.keys() == {f"layers.{i}.{n}" for i in range(4) for n in ("qkv", "o", "gate_up", "down")}
+    measured = measure(MODEL, [TEXT], tokens=64)
+    for name, values in measured.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-6)
+    plain, weighed = (lowbit.load(MODEL, "sym_int3", quantiser=q) for q in (None, Quantiser(imatrix=file)))
+    exact = lowbit.load(MODEL, "fp32")
+    ids = exact.encode(TEXT)[:64]
+    errors = [np.square(m.logits(ids) - exact.logits(ids)).mean() for m in (plain, weighed)]
+    assert errors[1] < errors[0]
+    low_bit = tmp_path / "low"
+    plain.save_low_bit(low_bit)
+    assert cli.main(["imatrix", str(low_bit), str(file), "--data", str(data), "-q"]) == 2
+    assert "original model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

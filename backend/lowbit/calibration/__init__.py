@@ -180,11 +180,13 @@ def quantise_layers(
             bar.update()
 
 
-def measure_importance(spec: ModelSpec, weights: Weights, sequences: Sequence[Sequence[int]]) -> Importance:
+def measure_importance(
+    spec: ModelSpec, weights: Weights, sequences: Sequence[Sequence[int]], show_progress: bool = False
+) -> Importance:
     """Returns the mean square of every linear layer's inputs over the sequences, in the float model."""
     hidden = list(_enter(spec, weights, sequences))
     result: Importance = {}
-    for i in range(spec.layers):
+    for i in tqdm(range(spec.layers), desc="Measuring", unit="layer", disable=not show_progress):
         at = f"layers.{i}."
         layer = {name.removeprefix(at): weights.read(name) for name in weights.names if name.startswith(at)}
         widths = {n: layer[f"{n}.weight"].shape[1] for n in LINEARS if f"{n}.weight" in layer}

@@ -1,4 +1,4 @@
-"""The command line: `lowbit info | convert | run | embed | perplexity`; a module of this package for each command.
+"""The command line: `lowbit info | convert | run | embed | perplexity | imatrix`; a module of this package for each.
 
 Built on argparse, so that a plain `pip install lowbit` has it and `lowbit --help` answers at once: commands
 with flat options need nothing a framework adds. Results go to stdout; progress, statistics and errors to stderr. Exit
@@ -14,10 +14,17 @@ import logging
 import os
 import sys
 
-from lowbit.cli import convert, embed, info, perplexity, run
+from lowbit.cli import convert, embed, imatrix, info, perplexity, run
 from lowbit.cli._common import err
 
-COMMANDS = {"info": info, "convert": convert, "run": run, "embed": embed, "perplexity": perplexity}
+COMMANDS = {
+    "info": info,
+    "convert": convert,
+    "run": run,
+    "embed": embed,
+    "perplexity": perplexity,
+    "imatrix": imatrix,
+}
 
 # Errors whose text is meant for users; any other kind is a defect of ours and says so.
 _FOR_USERS = (ValueError, TypeError, OSError, ImportError, MemoryError, RuntimeError, NotImplementedError)

@@ -19,14 +19,17 @@ def add_quantiser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--imatrix", metavar="FILE", help="importance matrix of llama.cpp to weigh rounding errors by")
 
 
+def texts_of(path: str) -> list[str]:
+    """Returns the paragraphs of a calibration text, which are apart by a blank line."""
+    whole = Path(path).read_text(encoding="utf-8")
+    return [part.strip() for part in whole.split("\n\n") if part.strip()]
+
+
 def quantiser_of(arguments: Arguments) -> Any:
     """Returns the Quantiser that was asked for. Raises ValueError or OSError with the cause."""
     from lowbit.calibration import Quantiser
 
-    texts: list[str] = []
-    if arguments.calibration:
-        whole = Path(arguments.calibration).read_text(encoding="utf-8")
-        texts = [part.strip() for part in whole.split("\n\n") if part.strip()]
+    texts = texts_of(arguments.calibration) if arguments.calibration else []
     return Quantiser(
         arguments.algorithm, clip_search=arguments.clip_search, calibration=texts, imatrix=arguments.imatrix
     )

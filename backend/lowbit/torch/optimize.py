@@ -18,10 +18,10 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lowbit.calibration import Quantiser, finish, importance_of
 from lowbit.formats import FLOAT, Choice, resolve
-from lowbit.loading import OUTER_FORMAT
 from lowbit.packed import PackedTensor
 from lowbit.quantize import CLIP_RATIOS, quantize_rows
 from lowbit.runtime import Runtime, pool
+from lowbit.tensor_formats import OUTER_FORMAT
 from lowbit.torch import kernels
 from lowbit.torch.modules import FLOATS, LowBitEmbedding, LowBitLinear, is_conv1d
 
