@@ -37,6 +37,18 @@ def quantize(
     ratios: np.ndarray | None = None,
     importance: np.ndarray | None = None,
 ) -> None: ...
+def pack_codes(
+    pool: ThreadPool,
+    codes: np.ndarray,
+    scales: np.ndarray,
+    minima: np.ndarray | None,
+    format: int,
+    group_size: int,
+    out: Bytes,
+) -> None: ...
+def unpack_words(
+    pool: ThreadPool, words: np.ndarray, order: int, bits: int, first_row: int, out: np.ndarray
+) -> None: ...
 def dequantize(
     pool: ThreadPool,
     format: int,

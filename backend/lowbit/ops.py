@@ -157,6 +157,32 @@ def quantize(
     native().quantize(pool, matrix, format_id, group_size, multiplier, full_range, out, ratios, importance)
 
 
+def pack_codes(
+    codes: np.ndarray, scales: np.ndarray, minima: np.ndarray | None, format_id: int, group_size: int, out: np.ndarray,
+    pool: Any,
+) -> None:  # fmt: skip
+    """Packs given codes, uint8 [rows, k], into `out` (uint8, exactly the layout's bytes).
+
+    scales, minima: float16 [rows, groups], groups = ceil(k / group_size), 1 per row; minima None: all 0. Raises
+    ValueError for other shapes and for codes of more bits than the format has.
+    """
+    halves = [None if a is None else np.ascontiguousarray(a, np.float16).view(np.uint16) for a in (scales, minima)]
+    native().pack_codes(pool, codes, halves[0], halves[1], format_id, group_size, out)
+
+
+WORD_ORDERS = ("along_k", "along_rows", "along_rows_awq")  # WordOrder of native/include/lowbit/pack.h
+
+
+def unpack_words(words: np.ndarray, order: str, bits: int, first_row: int, out: np.ndarray, pool: Any) -> None:
+    """Writes integer codes of 4 or 8 bits from 32-bit words into `out`, uint8 [rows, k], from row first_row on.
+
+    words: uint32. "along_k" (GPTQ's weights): [k * bits / 32, rows], lowest bits first; "along_rows" (its zeros): [k,
+    rows * bits / 32]; "along_rows_awq": the same with rows 0 2 4 6 1 3 5 7 in a word. In the latter two first_row is a
+    multiple of 32 / bits. Raises IndexError for rows or inputs that the words do not hold.
+    """
+    native().unpack_words(pool, np.ascontiguousarray(words), WORD_ORDERS.index(order), bits, first_row, out)
+
+
 def dequantize(packed: tuple[Any, ...], first_row: int, out: np.ndarray, pool: Any) -> None:
     """Writes rows first_row ... of a packed tensor (PackedTensor.native()) as float32 into `out` [count, k]."""
     native().dequantize(pool, *packed, first_row, out)

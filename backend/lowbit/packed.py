@@ -119,6 +119,25 @@ class PackedTensor:
         rows, k = shape
         return cls(choice.format, group, (rows, k), multiplier, empty(layout_of(choice.format, rows, k, group).bytes))
 
+    @classmethod
+    def from_codes(
+        cls,
+        format: Format,
+        group_size: int,
+        codes: np.ndarray,
+        scales: np.ndarray,
+        minima: np.ndarray | None = None,
+        multiplier: float = 1.0,
+        pool: Any = None,
+    ) -> PackedTensor:
+        """Returns a tensor of codes that somebody else chose: uint8 [rows, k]; scales, minima: float16 [rows, groups].
+
+        Scales and minima are divided by `multiplier` already. Raises ValueError for codes beyond the format's bits.
+        """
+        packed = cls.allocate(format, (codes.shape[0], codes.shape[1]), group_size, multiplier)
+        ops.pack_codes(codes, scales, minima, format.id, packed.group_size, packed.data, pool or ops.pool())
+        return packed
+
     @property
     def layout(self) -> Layout:
         return layout_of(self.format, *self.shape, self.group_size)

@@ -11,6 +11,10 @@ namespace {
 
 using Matrix = nb::ndarray<nb::ro, nb::ndim<2>, nb::device::cpu>;
 using FloatVector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using CodeRows = nb::ndarray<const uint8_t, nb::ndim<2>, nb::device::cpu>;
+using MutableCodes = nb::ndarray<uint8_t, nb::ndim<2>, nb::device::cpu>;
+using Halves = nb::ndarray<const uint16_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Words = nb::ndarray<const uint32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Ids = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 const Format& format_by_id(int id) {
@@ -129,6 +133,64 @@ void bind_pack(nb::module_& m) {
         },
         nb::arg("pool"), nb::arg("matrix"), nb::arg("format"), nb::arg("group_size"), nb::arg("multiplier"),
         nb::arg("full_range"), nb::arg("out"), nb::arg("ratios") = nb::none(), nb::arg("importance") = nb::none());
+    m.def(
+        "pack_codes",
+        [](ThreadPool& pool, const CodeRows& codes, const Halves& scales, const std::optional<Halves>& minima, int format,
+           int group_size, const MutableBytes& out) {
+            const Format& f = format_by_id(format);
+            check_group_size(group_size);
+            if (f.codes == lowbit::Codes::kFloat)
+                throw std::invalid_argument(std::string(f.name) + " has no codes to be given");
+            CodesView v;
+            v.rows = static_cast<int64_t>(codes.shape(0));
+            v.cols = static_cast<int64_t>(codes.shape(1));
+            v.stride = codes.stride(0);
+            if (v.cols > 1 && codes.stride(1) != 1) throw std::invalid_argument("the rows of codes must be contiguous");
+            const Layout l = layout_of(f, v.rows, v.cols, group_size);
+            v.groups = l.group_size ? (v.cols + l.group_size - 1) / l.group_size : 0;
+            for (const Halves* halves : {&scales, minima ? &*minima : &scales})
+                if (static_cast<int64_t>(halves->shape(0)) != v.rows || static_cast<int64_t>(halves->shape(1)) != v.groups)
+                    throw std::invalid_argument("scales and minima must be [" + std::to_string(v.rows) + ", " +
+                                                std::to_string(v.groups) + "]");
+            check_bytes(static_cast<int64_t>(out.size()), l.bytes, f, v.rows, v.cols);
+            check_aligned(out.data(), out.size(), "the output");
+            v.codes = codes.data();
+            v.scales = scales.data();
+            v.minima = minima ? minima->data() : nullptr;
+            uint8_t* bytes = out.data();
+            bool fits;
+            {
+                nb::gil_scoped_release release;
+                fits = pack_codes(pool, v, f, group_size, bytes);
+            }
+            if (!fits)
+                throw std::invalid_argument("a code has more than the " + std::to_string(f.bits) + " bits of " +
+                                            std::string(f.name));
+        },
+        nb::arg("pool"), nb::arg("codes"), nb::arg("scales"), nb::arg("minima").none(), nb::arg("format"),
+        nb::arg("group_size"), nb::arg("out"));
+    m.def(
+        "unpack_words",
+        [](ThreadPool& pool, const Words& words, int order, int bits, int64_t first_row, const MutableCodes& out) {
+            if (order < 0 || order > 2 || (bits != 4 && bits != 8))
+                throw std::invalid_argument("words hold codes of 4 or 8 bits in order 0, 1 or 2");
+            const int64_t rows = static_cast<int64_t>(out.shape(0)), k = static_cast<int64_t>(out.shape(1));
+            const int64_t per = 32 / bits, width = static_cast<int64_t>(words.shape(1));
+            const bool along_k = order == 0;
+            const int64_t have_k = static_cast<int64_t>(words.shape(0)) * (along_k ? per : 1);
+            const int64_t have_rows = width * (along_k ? 1 : per);
+            if (first_row < 0 || first_row + rows > have_rows || k > have_k || (!along_k && first_row % per))
+                throw std::out_of_range("rows [" + std::to_string(first_row) + ", " + std::to_string(first_row + rows) +
+                                        ") and " + std::to_string(k) + " inputs of words that hold " +
+                                        std::to_string(have_rows) + " and " + std::to_string(have_k));
+            if (k > 1 && out.stride(1) != 1) throw std::invalid_argument("the rows of codes must be contiguous");
+            const uint32_t* from = words.data();
+            uint8_t* to = out.data();
+            const int64_t stride = out.stride(0);
+            nb::gil_scoped_release release;
+            unpack_words(pool, from, width, static_cast<WordOrder>(order), bits, first_row, rows, k, to, stride);
+        },
+        nb::arg("pool"), nb::arg("words"), nb::arg("order"), nb::arg("bits"), nb::arg("first_row"), nb::arg("out"));
     m.def(
         "dequantize",
         [](ThreadPool& pool, int format, int64_t rows, int64_t k, int group_size, float multiplier, const Bytes& data,

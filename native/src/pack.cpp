@@ -247,6 +247,41 @@ struct Scratch {
     std::vector<uint8_t> trial;            // codes of a group
 };
 
+// The codes and halves of a panel as tiles.
+void write_panel(const Format& f, const Layout& l, const Scratch& t, uint8_t* out) {
+    const int64_t halves = static_cast<int64_t>(l.groups_per_tile) * kPanelRows;
+    for (int64_t tile = 0; tile < l.tiles; tile++) {
+        for (int64_t k = tile * l.tile_k(); k < (tile + 1) * l.tile_k(); k += kAtomK, out += l.atom_bytes)
+            planes::pack_atom(f.bits, t.codes.data() + k, l.k_padded, out);
+        for (const auto* line : {&t.scales, &t.minima}) {
+            if (line == &t.minima && !f.has_min) continue;
+            std::memset(out, 0, kLine);
+            std::memcpy(out, line->data() + tile * halves, halves * sizeof(uint16_t));
+            out += kLine;
+        }
+    }
+}
+
+// Rows of given codes into the scratch panel. Returns the bits that any of them has set.
+uint8_t gather_panel(const CodesView& w, const Format& f, const Layout& l, int64_t panel, Scratch& t) {
+    const uint8_t zero = zero_code(f);
+    uint8_t seen = 0;
+    for (int r = 0; r < kPanelRows; r++) {
+        const int64_t row = panel * kPanelRows + r;
+        uint8_t* codes = t.codes.data() + r * l.k_padded;
+        const int64_t valid = row < w.rows ? w.cols : 0;
+        if (valid) std::memcpy(codes, w.codes + row * w.stride, valid);
+        for (int64_t k = 0; k < valid; k++) seen |= codes[k];
+        std::memset(codes + valid, zero, l.k_padded - valid);
+        const int64_t given = row < w.rows ? w.groups : 0;
+        for (int64_t i = 0; i < l.k_padded / l.group_size; i++) {
+            t.scales[i * kPanelRows + r] = i < given ? w.scales[row * w.groups + i] : 0;
+            t.minima[i * kPanelRows + r] = i < given && w.minima ? w.minima[row * w.groups + i] : 0;
+        }
+    }
+    return seen;
+}
+
 void quantize_panel(const FloatView& w, const Grid& g, const CodeValues& values, const ClipSearch& search,
                     const Layout& l, int64_t panel, Scratch& t, uint8_t* out) {
     const int64_t groups = l.k_padded / l.group_size;
@@ -269,17 +304,7 @@ void quantize_panel(const FloatView& w, const Grid& g, const CodeValues& values,
             t.minima[i * kPanelRows + r] = s.min_half;
         }
     }
-    const int64_t halves = static_cast<int64_t>(l.groups_per_tile) * kPanelRows;
-    for (int64_t tile = 0; tile < l.tiles; tile++) {
-        for (int64_t k = tile * l.tile_k(); k < (tile + 1) * l.tile_k(); k += kAtomK, out += l.atom_bytes)
-            planes::pack_atom(g.format.bits, t.codes.data() + k, l.k_padded, out);
-        for (const auto* line : {&t.scales, &t.minima}) {
-            if (line == &t.minima && !g.format.has_min) continue;
-            std::memset(out, 0, kLine);
-            std::memcpy(out, line->data() + tile * halves, halves * sizeof(uint16_t));
-            out += kLine;
-        }
-    }
+    write_panel(g.format, l, t, out);
 }
 
 // Float formats: 16 rows x 32 k at a time, no scales.
@@ -373,6 +398,32 @@ void quantize(ThreadPool& pool, const FloatView& w, const Format& f, int group_s
                 copy_panel(w, f, l, p, t, out + p * l.panel_bytes);
         }
     });
+}
+
+bool pack_codes(ThreadPool& pool, const CodesView& w, const Format& f, int group_size, uint8_t* out) {
+    const Layout l = layout_of(f, w.rows, w.cols, group_size);
+    if (l.bytes == 0) return true;
+    const size_t halves = l.k_padded / l.group_size * kPanelRows;
+    std::vector<Scratch> scratch(pool.size());
+    for (Scratch& t : scratch) {
+        t.codes.resize(l.k_padded * kPanelRows);
+        t.scales.resize(halves);
+        t.minima.resize(halves);
+    }
+    std::vector<uint8_t> seen(pool.size());
+    pool.run([&](Team& team) {
+        const Team::Range panels = team.slice(l.panels);
+        Scratch& t = scratch[team.id()];
+        uint8_t bits = 0;
+        for (int64_t p = panels.begin; p < panels.end; p++) {
+            bits |= gather_panel(w, f, l, p, t);
+            write_panel(f, l, t, out + p * l.panel_bytes);
+        }
+        seen[team.id()] = bits;
+    });
+    uint8_t all = 0;
+    for (uint8_t bits : seen) all |= bits;
+    return f.bits == 8 || all >> f.bits == 0;
 }
 
 }  // namespace lowbit

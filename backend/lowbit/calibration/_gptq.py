@@ -6,7 +6,7 @@ import numpy as np
 
 from lowbit import reference
 from lowbit.formats import FLOAT, Choice
-from lowbit.packed import PackedTensor, empty, layout_of
+from lowbit.packed import PackedTensor, layout_of
 
 BLOCK = 128  # columns whose errors are passed on to the rest of the matrix at once
 
@@ -66,9 +66,8 @@ def gptq(
             w[:, j + 1 : stop] -= np.outer(error, inverse[j, j + 1 : stop])
             errors[:, j - start] = error
         w[:, stop:] -= errors @ inverse[start:stop, stop:]
-    data = empty(layout.bytes)
-    data[:] = np.frombuffer(reference.pack(format, layout, codes, scales, minima), np.uint8)
-    return PackedTensor(format, format.group(group_size), (rows, k), multiplier, data)
+    own = -(-k // layout.group_size)  # the others are padding
+    return PackedTensor.from_codes(format, group_size, codes[:, :k], scales[:, :own], minima[:, :own], multiplier)
 
 
 def _inverse_factor(moments: np.ndarray, damp: float, act_order: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -22,19 +22,16 @@ from typing import Any
 
 import numpy as np
 
-from lowbit import reference
+from lowbit import ops, reference
 from lowbit.formats import FORMATS, GROUP_SIZES, Choice
-from lowbit.packed import PANEL_ROWS, PackedTensor, layout_of
-from lowbit.packed import empty as empty_bytes
+from lowbit.packed import PANEL_ROWS, PackedTensor
 from lowbit.sources._foreign import ORIGINAL
 
 logger = logging.getLogger(__name__)
 
 METHODS = ("gptq", "awq")
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
-_AWQ_ORDER = np.array([0, 2, 4, 6, 1, 3, 5, 7])
 _KEPT = ("sym_int4", "asym_int4")  # formats asked for that take codes over
-_CHUNK = 64 * PANEL_ROWS  # rows packed at a time
 
 
 @dataclass(frozen=True)
@@ -133,23 +130,34 @@ class IntegerSource:
         """Returns rows [start, stop) of a module: codes uint8 [n, k], scales fp16 and zeros uint8 [n, groups], and the
         group of each input where groups are not k / groups consecutive ones."""
         n, k = self.info(name)[1]
-        bits, rows = self.settings.bits, slice(start, stop)
-        words = self._words(name, "qweight")
-        if self.settings.method == "awq":
-            codes = _along_rows(words, bits)[:, rows].T
-        else:
-            codes = _along_columns(words[:, rows], bits)[:k].T
-        zeros = _along_rows(self._words(name, "qzeros"), bits)[:, :n]
-        if self.settings.method == "gptq":
-            zeros = _plain(self._words(name, "qzeros"), bits)[:, :n]
-        zeros = (zeros[:, rows].T + np.uint8(self.settings.zero_offset)).astype(np.uint8)
-        scales = self._inner.read(self._part(name, "scales"))[:, rows].T
-        return np.ascontiguousarray(codes), np.ascontiguousarray(scales), zeros, self._groups(name, k, scales.shape[1])
+        awq = self.settings.method == "awq"
+        first, last, _ = slice(start, stop).indices(n)
+        codes = self._bytes(name, "qweight", "along_rows_awq" if awq else "along_k", first, last, k)
+        groups = self._inner.info(self._part(name, "scales"))[1][0]
+        zeros = self._bytes(name, "qzeros", "along_rows_awq" if awq else "along_rows", first, last, groups)
+        zeros += np.uint8(self.settings.zero_offset)
+        scales = self._inner.read(self._part(name, "scales"))[:, first:last].T
+        return codes, np.ascontiguousarray(scales), zeros, self._groups(name, k, groups)
 
-    def packed(self, gathered: Any, choice: Choice) -> PackedTensor | None:
+    def _bytes(self, name: str, part: str, order: str, first: int, last: int, k: int) -> np.ndarray:
+        """Returns rows [first, last) of packed integers as uint8 [rows, k]."""
+        bits = self.settings.bits
+        aligned = first if order == "along_k" else first - first % (32 // bits)
+        out = np.empty((last - aligned, k), np.uint8)
+        words = self._words(name, part)
+        try:
+            ops.unpack_words(words, order, bits, aligned, out, ops.pool())
+        except IndexError as error:
+            raise ValueError(
+                f"tensor {self._part(name, part)!r} in {self.file_of(name)} has another shape than the others of its "
+                f"module ({error}); download it again"
+            ) from None
+        return out[first - aligned :]
+
+    def packed(self, gathered: Any, choice: Choice, pool: Any = None) -> PackedTensor | None:
         """Returns the canonical tensor of gathered rows with the checkpoint's own codes, None where floats are read.
 
-        gathered: sources.gather.Gathered over this source. choice: the format asked for.
+        gathered: sources.gather.Gathered over this source. choice: the format asked for. pool: whose threads pack.
         """
         pieces = gathered.pieces
         if self.settings.bits != 4 or choice.format.name not in _KEPT:
@@ -162,7 +170,8 @@ class IntegerSource:
         if any(part[3] is not None for part in parts):
             logger.info("%s: its groups follow activation order; its weights are rounded again", gathered.recipe.name)
             return None
-        codes, scales, zeros = (np.concatenate([part[i] for part in parts]) for i in range(3))
+        scales, zeros = (np.concatenate([part[i] for part in parts]) for i in (1, 2))
+        codes = parts[0][0] if len(parts) == 1 else np.concatenate([part[0] for part in parts])
         k = codes.shape[1]
         group = 0 if scales.shape[1] == 1 and k not in GROUP_SIZES else k // scales.shape[1]
         halves = scales.astype(np.float16)
@@ -170,24 +179,13 @@ class IntegerSource:
             return None
         symmetric = bool((zeros == 8).all())
         format = FORMATS["sym_int4" if symmetric else "asym_int4"]
-        minima = np.zeros_like(halves)
+        minima = None
         if not symmetric:
             minima = (-zeros.astype(np.float32) * scales.astype(np.float32)).astype(np.float16)
         if gathered.recipe.interleave:
-            codes = _alternating(codes, reference.zero_code(format))
-            halves, minima = _alternating(halves), _alternating(minima)
-        layout = layout_of(format, len(codes), k, group)
-        codes = np.pad(codes, ((0, 0), (0, layout.k_padded - k)), constant_values=reference.zero_code(format))
-        groups = layout.k_padded // layout.group_size
-        halves, minima = (np.pad(a, ((0, 0), (0, groups - a.shape[1]))) for a in (halves, minima))
-        data = empty_bytes(layout.bytes)
-        for first in range(0, len(codes), _CHUNK):
-            rows = slice(first, first + _CHUNK)
-            part_layout = layout_of(format, len(codes[rows]), k, group)
-            start = first // PANEL_ROWS * layout.panel_bytes
-            packed = reference.pack(format, part_layout, codes[rows], halves[rows], minima[rows])
-            data[start : start + len(packed)] = np.frombuffer(packed, np.uint8)
-        return PackedTensor(format, group, (len(codes), k), 1.0, data)
+            codes, halves = _alternating(codes, reference.zero_code(format)), _alternating(halves)
+            minima = None if minima is None else _alternating(minima)
+        return PackedTensor.from_codes(format, group, codes, halves, minima, pool=pool)
 
     def _part(self, name: str, part: str) -> str:
         return name.removesuffix("weight") + part
@@ -212,28 +210,6 @@ class IntegerSource:
             return None
         found = self._inner.read(index)
         return None if np.array_equal(found, np.arange(k) // (k // groups)) else found
-
-
-def _along_columns(words: np.ndarray, bits: int) -> np.ndarray:
-    """[w, n] words -> [w * 32 / bits, n] codes."""
-    shifts = np.arange(0, 32, bits, dtype=np.uint32)[None, :, None]
-    return ((words[:, None, :] >> shifts) & ((1 << bits) - 1)).astype(np.uint8).reshape(-1, words.shape[1])
-
-
-def _plain(words: np.ndarray, bits: int) -> np.ndarray:
-    """[r, w] words -> [r, w * 32 / bits] codes, in order."""
-    shifts = np.arange(0, 32, bits, dtype=np.uint32)
-    return ((words[:, :, None] >> shifts) & ((1 << bits) - 1)).astype(np.uint8).reshape(len(words), -1)
-
-
-def _along_rows(words: np.ndarray, bits: int) -> np.ndarray:
-    """[r, w] words -> [r, w * 8] codes in AWQ's order of columns."""
-    if bits != 4:
-        return _plain(words, bits)
-    codes = _plain(words, bits).reshape(len(words), -1, 8)
-    ordered = np.empty_like(codes)
-    ordered[:, :, _AWQ_ORDER] = codes
-    return ordered.reshape(len(words), -1)
 
 
 def _alternating(rows: np.ndarray, filler: int = 0) -> np.ndarray:

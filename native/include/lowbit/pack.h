@@ -29,6 +29,27 @@ struct ClipSearch {
 void quantize(ThreadPool& pool, const FloatView& w, const Format& f, int group_size, float multiplier, bool full_range,
               uint8_t* out, const ClipSearch& search = {});
 
+// Codes that somebody else chose, row-major [rows, cols] with a row stride in bytes; scales and minima are halves, row-major
+// [rows, groups], groups = ceil(cols / group size), 1 per row. minima null: all 0.
+struct CodesView {
+    const uint8_t* codes = nullptr;
+    int64_t rows = 0, cols = 0, stride = 0, groups = 0;
+    const uint16_t* scales = nullptr;
+    const uint16_t* minima = nullptr;
+};
+
+// Given codes, scales and minima of a format that has groups into whole panels at `out`, as `quantize` writes what it
+// chooses. False when a code has more bits than the format.
+bool pack_codes(ThreadPool& pool, const CodesView& w, const Format& f, int group_size, uint8_t* out);
+
+// Integer codes of 4 or 8 bits, packed into 32-bit words lowest first, as bytes out[row][k]. kAlongK (GPTQ): words [k *
+// bits / 32][words_stride], a word holds consecutive k of one row. kAlongRows: words [k][words_stride], a word holds
+// consecutive rows of one k; kAlongRowsAwq: in AWQ's order, bits 4 * i hold row 0, 2, 4, 6, 1, 3, 5, 7. Rows [first_row,
+// first_row + rows); in the last two first_row is a multiple of 32 / bits.
+enum class WordOrder : uint8_t { kAlongK = 0, kAlongRows = 1, kAlongRowsAwq = 2 };
+void unpack_words(ThreadPool& pool, const uint32_t* words, int64_t words_stride, WordOrder order, int bits,
+                  int64_t first_row, int64_t rows, int64_t k, uint8_t* out, int64_t stride);
+
 // Exact float values of rows [first_row, first_row + count) as fp32 [count][stride].
 void dequantize(ThreadPool& pool, const PackedView& w, int64_t first_row, int64_t count, float* out, int64_t stride);
 
