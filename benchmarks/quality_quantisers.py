@@ -3,10 +3,13 @@
 The models, texts and conventions of quality.py; calibration on 16,384 tokens of each model's own training text, which
 the perplexity text is not part of.
 
-    python benchmarks/quality_quantisers.py            # prints a Markdown table for each model
+    python benchmarks/quality_quantisers.py --json FILE     # prints a Markdown table for each model
+
+Cells are kept in FILE as they are computed, and what stands there is not computed again: it can be stopped at any time.
 """
 
 import argparse
+import json
 import sys
 import time
 from itertools import islice
@@ -17,9 +20,10 @@ from quality import CASES, MAX_TOKENS, ROOT, with_bos
 
 import lowbit
 from lowbit.calibration import Quantiser
+from lowbit.formats import FLOAT, FORMATS
 from lowbit.perplexity import perplexity, windows
 
-FORMATS = ("sym_int3", "nf3", "sym_int4", "asym_int4", "nf4", "fp4", "sym_int5")
+SCALED = [name for name, format in FORMATS.items() if format.codes != FLOAT]
 CALIBRATION_SEED = 123_456_789  # of the embedded model's text
 QUANTISERS = {
     "rtn": lambda ids: Quantiser(),
@@ -51,39 +55,42 @@ def calibration(case, data: Path, model) -> list[list[int]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--formats", nargs="+", default=[*FORMATS])
+    parser.add_argument("--formats", nargs="+", default=SCALED)
     parser.add_argument("--quantisers", nargs="+", choices=[*QUANTISERS], default=[*QUANTISERS])
     parser.add_argument("--models", nargs="+", help="names of cases (default: all)")
     parser.add_argument("--group-size", type=int)
     parser.add_argument("--tokens", type=int, default=MAX_TOKENS)
-    parser.add_argument("--json", help="file for the figures, - for standard output")
+    parser.add_argument("--json", type=Path, help="file of the figures, read first and added to")
     args = parser.parse_args()
 
-    figures = []
+    known: dict[str, dict] = {}
+    if args.json and args.json.exists():
+        known = json.loads(args.json.read_text())["cells"]
     for case in CASES:
         folder = case.folder(args.data)
         if not folder.exists() or (args.models and case.name not in args.models):
             continue
         exact = lowbit.load(str(folder), low_bit="fp32")
         ids, sequences = calibration(case, args.data, exact), list(case.sequences(args.data, exact))
-        best = perplexity(exact.logits, sequences, args.tokens).value
-        print(f"\n{case.name}, fp32 {best:.4g}\n\n| format | {' | '.join(args.quantisers)} |")
-        print("|---|" + "--:|" * len(args.quantisers), flush=True)
-        for name in args.formats:
-            cells = []
-            for quantiser in args.quantisers:
+
+        def cell(format: str, quantiser: str, case=case, folder=folder, ids=ids, sequences=sequences) -> str:
+            key = f"{case.name}|{format}|{quantiser}|{args.group_size}|{args.tokens}"
+            if key not in known:
+                options = {} if format == "fp32" else {"quantiser": QUANTISERS[quantiser](ids)}
                 start = time.perf_counter()
-                options = {"quantiser": QUANTISERS[quantiser](ids), "group_size": args.group_size}
-                model = lowbit.load(str(folder), low_bit=name, **options)
+                model = lowbit.load(str(folder), low_bit=format, group_size=args.group_size, **options)
                 seconds = time.perf_counter() - start
                 value = perplexity(model.logits, sequences, args.tokens).value
-                cells.append(f"{value:.4g}" if value >= 100 else f"{value:.3f}")
-                figures.append(
-                    {"model": case.name, "format": name, "quantiser": quantiser, "perplexity": round(value, 4),
-                     "fp32": round(best, 4), "load_seconds": round(seconds, 2)}
-                )  # fmt: skip
-            print(f"| `{name}` | {' | '.join(cells)} |", flush=True)
-    common.report("quality_quantisers", figures, args.json)
+                known[key] = {"perplexity": round(value, 4), "load_seconds": round(seconds, 2)}
+                if args.json:
+                    args.json.write_text(json.dumps({"machine": common.machine(), "cells": known}, indent=1))
+            value = known[key]["perplexity"]
+            return f"{value:.4g}" if value >= 100 else f"{value:.3f}"
+
+        print(f"\n**{case.name}, fp32 {cell('fp32', 'rtn')}**\n\n| format | {' | '.join(args.quantisers)} |")
+        print("|---|" + "--:|" * len(args.quantisers), flush=True)
+        for name in args.formats:
+            print(f"| `{name}` | {' | '.join(cell(name, q) for q in args.quantisers)} |", flush=True)
 
 
 if __name__ == "__main__":

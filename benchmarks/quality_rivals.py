@@ -18,6 +18,7 @@ import math
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import _common as common
@@ -33,16 +34,15 @@ from lowbit.loading import measure
 from lowbit.packed import PackedTensor
 from lowbit.perplexity import token_losses
 
-# Layers: (format, group size), most bits first; embedding and head: formats, most bits first.
+# Layers: (format, group size, format of the last matrix of each MLP), most bits first.
 LAYERS = (
-    ("sym_int8", 64), ("fp6", 64), ("asym_int5", 32), ("sym_int5", 32), ("sym_int5", 64), ("asym_int4", 32),
-    ("sym_int4", 32), ("sym_int4", 64), ("sym_int4", 128),
+    ("sym_int8", 64, None), ("fp6", 64, None), ("asym_int5", 32, None), ("sym_int5", 32, None), ("sym_int5", 64, None),
+    ("asym_int4", 32, None), ("nf4", 32, "sym_int5"), ("nf4", 32, None), ("nf4", 64, None), ("nf4", 128, None),
 )  # fmt: skip
-OUTER = ("fp16", "sym_int8", "fp6", "asym_int5", "sym_int5", "asym_int4", "sym_int4")
+DOWN = {"llama": "down_proj", "gpt2": "mlp.c_proj", "opt": "fc2"}  # family -> what that matrix is called
+OUTER = ("fp16", "sym_int8", "fp6", "asym_int5", "sym_int5", "asym_int4", "sym_int4")  # embedding and head
 QUANTISERS: dict[str, Callable[[list], Quantiser]] = {
     "rtn": lambda ids: Quantiser(),
-    "importance": lambda ids: Quantiser(calibration=ids),
-    "awq": lambda ids: Quantiser("awq", calibration=ids),
     "gptq": lambda ids: Quantiser("gptq", calibration=ids),
 }
 # A module of ours -> the GGUF tensors that read the same inputs.
@@ -57,30 +57,57 @@ GGUF_NAMES = {
 }
 
 
-def bits(format: str, group: int, shapes: Iterable[tuple[int, int]]) -> float:
-    """Returns stored bits per weight of matrices; a group that ends with its row has a whole scale."""
-    row = resolve(format).format
-    per_group = 0 if row.codes == FLOAT else 16 * (1 + row.has_min)
-    stored = sum(n * (k * row.bits + math.ceil(k / group) * per_group) for n, k in shapes)
-    return stored / sum(n * k for n, k in shapes)
+@dataclass(frozen=True)
+class Setting:
+    """How a model of ours is stored."""
+
+    format: str
+    group: int
+    down: str | None  # format of the last matrix of each MLP, where it has its own
+    outer: str
+
+    def __str__(self) -> str:
+        own = f" ({self.down} for down)" if self.down else ""
+        return f"{self.format} {self.group}{own} / {self.outer}"
+
+    def of(self, name: str) -> str:
+        """Returns the format of a tensor by its canonical name."""
+        if not name.startswith("layers."):
+            return self.outer
+        return self.down if self.down and name.endswith(".down.weight") else self.format
+
+    def bits(self, shapes: dict[str, tuple[int, int]], outer: bool) -> float:
+        """Returns stored bits per weight of layers or of what is outside; the last group of a row counts whole."""
+        stored = weights = 0
+        for name, (rows, k) in shapes.items():
+            if name.startswith("layers.") != outer:
+                row = resolve(self.of(name)).format
+                per_group = 0 if row.codes == FLOAT else 16 * (1 + row.has_min)
+                stored += rows * (k * row.bits + math.ceil(k / self.group) * per_group)
+                weights += rows * k
+        return stored / weights
+
+    def options(self, family: str) -> dict:
+        """Returns the options of `lowbit.load`."""
+        modules = {DOWN[family]: self.down} if self.down else None
+        outer = {"head_format": self.outer, "embedding_format": self.outer}
+        return {"low_bit": self.format, "group_size": self.group, "module_formats": modules, **outer}
 
 
-def shapes_of(model) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Returns the shapes of (the layers' matrices, embedding and head); learned positions are neither."""
-    found = {n: t.shape for n, t in model.loaded.tensors.items() if isinstance(t, PackedTensor) and "position" not in n}
-    layers = [shape for name, shape in found.items() if name.startswith("layers.")]
-    return layers, [shape for name, shape in found.items() if not name.startswith("layers.")]
-
-
-def setting_within(model, layers: float, outer: float) -> tuple[str, int, str] | None:
-    """Returns (format, group size, format of embedding and head) of at most so many bits, None where nothing fits."""
-    inside, outside = shapes_of(model)
-    for format, group in LAYERS:
-        if bits(format, group, inside) <= layers + 0.001:
-            for other in OUTER:
-                if bits(other, group, outside) <= outer + 0.001:
-                    return format, group, other
+def setting_within(shapes: dict[str, tuple[int, int]], layers: float, outer: float) -> Setting | None:
+    """Returns the first setting of at most so many bits in layers and outside, None where nothing fits."""
+    for format, group, down in LAYERS:
+        for other in OUTER:
+            setting = Setting(format, group, down, other)
+            if setting.bits(shapes, False) <= layers + 0.001 and setting.bits(shapes, True) <= outer + 0.001:
+                return setting
     return None
+
+
+def shapes_of(model) -> dict[str, tuple[int, int]]:
+    """Returns the shapes of a model's matrices by canonical name, learned positions left out."""
+    tensors = model.loaded.tensors.items()
+    return {name: t.shape for name, t in tensors if isinstance(t, PackedTensor) and "position" not in name}
 
 
 def stored_bits(stored: dict[str, list[int]], outer: bool) -> tuple[float, str]:
@@ -164,9 +191,8 @@ def main() -> None:
                 "divergence": float(np.concatenate(divergences).mean()),
             }
 
-        def ours(format, group, outer, quantiser, folder=folder, ids=ids, measured=measured):
-            options = {"group_size": group, "head_format": outer, "embedding_format": outer}
-            return measured(lowbit.load(str(folder), format, quantiser=QUANTISERS[quantiser](ids), **options))
+        def ours(setting, quantiser, folder=folder, ids=ids, measured=measured, family=exact.spec.family):
+            return measured(lowbit.load(str(folder), quantiser=QUANTISERS[quantiser](ids), **setting.options(family)))
 
         fp32 = cell(f"{case.name}|fp32", lambda m=measured, e=exact: m(e))
         print(f"\n{case.name}, fp32 {math.exp(fp32['loss']):.4g}\n")
@@ -199,17 +225,14 @@ def row_of(case, kind: str, result: dict, model, cell: Callable[[str, tuple], di
     (layers, inner), (outer, outside) = (stored_bits(result["stored"], is_outer) for is_outer in (False, True))
     cells = [f"{kind} {result['kind']}", f"{layers:.2f} / {outer:.2f}", f"{inner} / {outside}"]
     cells.append(words(result))
-    setting = setting_within(model, layers, outer) if result["kind"] != "F32" else None
+    shapes = shapes_of(model)
+    setting = setting_within(shapes, layers, outer) if result["kind"] != "F32" else None
     if setting is None:
         print("| " + " | ".join([*cells, "", "", *([""] * len(QUANTISERS))]) + " |", flush=True)
         return
-    format, group, other = setting
-    inside, outside_shapes = shapes_of(model)
-    cells.append(f"`{format}` {group} / `{other}`")
-    cells.append(f"{bits(format, group, inside):.2f} / {bits(other, group, outside_shapes):.2f}")
+    cells += [str(setting), f"{setting.bits(shapes, False):.2f} / {setting.bits(shapes, True):.2f}"]
     for quantiser in QUANTISERS:
-        ours = cell("|".join((case.name, format, str(group), other, quantiser)), (format, group, other, quantiser))
-        cells.append(words(ours, result))
+        cells.append(words(cell("|".join((case.name, str(setting), quantiser)), (setting, quantiser)), result))
     print("| " + " | ".join(cells) + " |", flush=True)
 
 

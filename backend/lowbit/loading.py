@@ -11,7 +11,7 @@ import difflib
 import functools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ def load_model(
     modules_to_not_convert: Sequence[str] | None = None,
     head_format: str | None = None,
     embedding_format: str | None = None,
+    module_formats: Mapping[str, str] | None = None,
     runtime: Runtime | Resolved | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
@@ -78,7 +79,9 @@ def load_model(
     low_bit: a name of formats.py, or None to keep the checkpoint's own float type. group_size: weights per scale
     (None: the format's default). modules_to_not_convert: tensors whose module name contains one of these strings stay
     float. head_format, embedding_format: formats of the head and of embeddings (default sym_int8, or low_bit if that
-    is a float; a tied head is one tensor with one format). runtime: whose threads quantise. trust_remote_code:
+    is a float; a tied head is one tensor with one format). module_formats: other formats for modules of the layers, by
+    a part of their names, such as {"down_proj": "sym_int8"}; q, k and v, and gate and up, are one tensor each and take
+    it together. runtime: whose threads quantise. trust_remote_code:
     accepted because callers pass it; no code of a checkpoint is ever run. A low-bit folder is opened as it was saved;
     arguments that ask for something else raise. One of ipex-llm keeps its format, GPTQ and AWQ codes where 4 bits are
     asked for are taken over. tokenizer_id: hub id or folder to take the tokenizer from instead.
@@ -90,7 +93,9 @@ def load_model(
     Raises FileNotFoundError, PermissionError or ValueError that name the file or tensor, the cause and the fix.
     """
     access = hub.Access(cache_dir, token, local_files_only, show_progress)
-    formats = TensorFormats.choose(low_bit, group_size, modules_to_not_convert, head_format, embedding_format)
+    formats = TensorFormats.choose(
+        low_bit, group_size, modules_to_not_convert, head_format, embedding_format, module_formats
+    )
     quantiser = Quantiser(quantiser) if isinstance(quantiser, str) else quantiser or Quantiser()
     tokenizer_files, tokenizer_name = _tokenizer(tokenizer_id, access)
     location = hub.locate(id_or_path, revision, access)
@@ -116,7 +121,7 @@ def load_model(
     elif formats.body is None or formats.body.format.name in (DEFAULT_LOW_BIT, archived):  # nothing else is asked for
         group = archive.BLOCK if group_size is None else group_size
         head = head_format or archived
-        formats = TensorFormats.choose(archived, group, modules_to_not_convert, head, embedding_format)
+        formats = TensorFormats.choose(archived, group, modules_to_not_convert, head, embedding_format, module_formats)
     integers = settings_of(config, location.folder)
     if saved_only and archived is None:
         raise ValueError(
@@ -246,7 +251,8 @@ def _convert(
         _check_shape(g, family.spec)
     tied_head = isinstance(family.spec, ModelSpec) and family.spec.tied_head
     choices = {g.recipe.name: formats.of(g, tied_head) for g in gathered if g.recipe.kind != "vector"}
-    _warn_of_unused(formats.kept, gathered, tied_head)
+    _warn_of_unused("modules_to_not_convert", formats.kept, gathered, tied_head)
+    _warn_of_unused("module_formats", [word for word, _ in formats.modules], gathered, tied_head)
     tensors: dict[str, PackedTensor | np.ndarray] = {}
     if sequences:
         assert isinstance(family.spec, ModelSpec)  # _calibration has refused others
@@ -267,7 +273,7 @@ def _convert(
                 tensors[name] = _vector(g)
             else:
                 choice = choices[name]
-                if isinstance(source, IntegerSource) and (kept := source.packed(g, choice)) is not None:
+                if isinstance(source, IntegerSource) and (kept := source.packed(g, choice, pool)) is not None:
                     tensors[name] = kept
                     g.release()
                     bar.update(g.nbytes)
@@ -385,15 +391,13 @@ def _vector(gathered: Gathered) -> np.ndarray:
     return vector
 
 
-def _warn_of_unused(kept: Sequence[str], gathered: Sequence[Gathered], tied_head: bool) -> None:
+def _warn_of_unused(argument: str, kept: Sequence[str], gathered: Sequence[Gathered], tied_head: bool) -> None:
     modules = [n.removesuffix(".weight") for g in gathered for n in g.names] + [HEAD_MODULE] * tied_head
     for keyword in kept:
         if not any(keyword in module for module in modules):
             parts = {part for module in modules for part in module.split(".") if not part.isdecimal()}
             close = difflib.get_close_matches(keyword, parts, n=3)
-            logger.warning(
-                "modules_to_not_convert: nothing is called %r; nearest: %s", keyword, ", ".join(close) or "none"
-            )
+            logger.warning("%s: nothing is called %r; nearest: %s", argument, keyword, ", ".join(close) or "none")
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

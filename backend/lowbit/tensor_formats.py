@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ class TensorFormats:
     group_size: int | None
     kept: tuple[str, ...]
     asked_outer: tuple[str | None, str | None]
+    modules: tuple[tuple[str, Choice], ...] = ()  # of the layers: part of a module's name -> its own format
 
     @classmethod
     def choose(
@@ -39,6 +40,7 @@ class TensorFormats:
         kept: Sequence[str] | None,
         head: str | None,
         embedding: str | None,
+        modules: Mapping[str, str] | None = None,
     ) -> TensorFormats:
         """Returns the choices. Raises ValueError for an unknown name or group size, TypeError for a wrong kind."""
         if isinstance(kept, str):
@@ -48,10 +50,13 @@ class TensorFormats:
         default = resolve(OUTER_FORMAT) if quantised else body
         head_choice = default if head is None else resolve(head)
         embedding_choice = default if embedding is None else resolve(embedding)
-        for choice in (body, head_choice, embedding_choice):
+        if modules is not None and not isinstance(modules, Mapping):
+            raise TypeError(f'module_formats is a dictionary such as {{"down_proj": "sym_int8"}}, not {modules!r}')
+        own = tuple((keyword, resolve(name)) for keyword, name in (modules or {}).items())
+        for choice in (body, head_choice, embedding_choice, *(choice for _, choice in own)):
             if choice is not None:
                 choice.format.group(group_size)
-        return cls(body, head_choice, embedding_choice, group_size, tuple(kept or ()), (head, embedding))
+        return cls(body, head_choice, embedding_choice, group_size, tuple(kept or ()), (head, embedding), own)
 
     def of(self, gathered: Gathered, tied_head: bool) -> Choice:
         """Returns the choice for a tensor."""
@@ -70,7 +75,9 @@ class TensorFormats:
         modules = [name.removesuffix(".weight") for name in gathered.names] + [HEAD_MODULE] * is_tied
         if choice is None or any(keyword in module for keyword in self.kept for module in modules):
             return resolve(FLOAT_FORMATS[gathered.dtype])
-        return choice
+        if recipe.kind in ("head", "embedding"):
+            return choice
+        return next((own for word, own in self.modules if any(word in module for module in modules)), choice)
 
     def group_of(self, choice: Choice) -> int | None:
         return self.group_size if self.group_size is not None else choice.group_size
@@ -85,7 +92,7 @@ class TensorFormats:
             "head_format": None if self.head is None else self.head.format.name,
             "embedding_format": None if self.embedding is None else self.embedding.format.name,
             "modules_to_not_convert": list(self.kept),
-        }
+        } | ({"module_formats": {word: own.format.name for word, own in self.modules}} if self.modules else {})
 
 
 def refuse_others(formats: TensorFormats, config: dict[str, Any], folder: Path, default: str) -> None:
@@ -97,6 +104,7 @@ def refuse_others(formats: TensorFormats, config: dict[str, Any], folder: Path, 
         "head_format": ("head_format", formats.asked_outer[0] is not None),
         "embedding_format": ("embedding_format", formats.asked_outer[1] is not None),
         "modules_to_not_convert": ("modules_to_not_convert", bool(formats.kept)),
+        "module_formats": ("module_formats", bool(formats.modules)),
     }
     for argument, (key, is_asked) in wanted.items():
         if is_asked and asked[key] != saved.get(key):

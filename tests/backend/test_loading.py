@@ -153,6 +153,28 @@ def test_modules_that_match_nothing_are_warned_of(tmp_path, family, caplog):
     assert "o_proj" in caplog.text
 
 
+def test_modules_may_have_formats_of_their_own(tmp_path, family, caplog):
+    write_llama(tmp_path / "m")
+    own = {"down_proj": "sym_int8", "layers.0.self_attn.v_proj": "nf4", "o_prj": "nf4"}
+    with caplog.at_level(logging.WARNING):
+        loaded = loading.load_model(tmp_path / "m", module_formats=own)
+    assert "module_formats: nothing is called 'o_prj'" in caplog.text
+    got = {n: t.format.name for n, t in loaded.tensors.items() if n.startswith("layers.") and hasattr(t, "format")}
+    assert {n for n, format in got.items() if format == "sym_int8"} == {f"layers.{i}.down.weight" for i in (0, 1)}
+    assert {n for n, format in got.items() if format == "nf4"} == {"layers.0.qkv.weight"}
+    assert set(got.values()) == {"sym_int4", "sym_int8", "nf4"}
+    assert loaded.quantization["module_formats"] == own
+    checkpoint.save(loaded, tmp_path / "saved")
+    again = loading.load_model(tmp_path / "saved", module_formats=own)
+    assert {n: t.format.name for n, t in again.tensors.items() if n in got} == got
+    with pytest.raises(ValueError, match="module_formats"):
+        loading.load_model(tmp_path / "saved", module_formats={"down_proj": "nf4"})
+    with pytest.raises(TypeError, match="dictionary"):
+        loading.load_model(tmp_path / "m", module_formats="down_proj")
+    with pytest.raises(ValueError, match="sym_int8"):
+        loading.load_model(tmp_path / "m", module_formats={"down_proj": "sym_int9"})
+
+
 def test_modules_must_be_a_list(tmp_path):
     with pytest.raises(TypeError, match=r"\['lm_head'\]"):
         loading.load_model(tmp_path, modules_to_not_convert="lm_head")

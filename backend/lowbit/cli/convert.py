@@ -21,7 +21,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--head-format", metavar="FORMAT", help="format of the head (default: sym_int8)")
     parser.add_argument("--embedding-format", metavar="FORMAT", help="format of the embeddings (default: sym_int8)")
     parser.add_argument("--skip", action="append", metavar="NAME", help="leave modules of that name float; repeatable")
+    parser.add_argument(
+        "--module-format", action="append", type=_pair, default=[], metavar="NAME=FORMAT",
+        help="another format for modules of that name, such as down_proj=sym_int8; repeatable",
+    )  # fmt: skip
     add_quantiser(parser)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FORMAT")
+    return name, value
 
 
 def execute(arguments: Arguments) -> None:
@@ -48,6 +59,7 @@ def execute(arguments: Arguments) -> None:
         head_format=arguments.head_format,
         embedding_format=arguments.embedding_format,
         modules_to_not_convert=arguments.skip,
+        module_formats=dict(arguments.module_format),
         quantiser=quantiser_of(arguments),
         runtime=Runtime(threads=arguments.threads).resolve(),
         show_progress=shows_progress(arguments),
