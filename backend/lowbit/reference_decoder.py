@@ -51,11 +51,11 @@ def rotate(rope: Rope, x: np.ndarray, positions: np.ndarray, long_context: bool)
 
 
 def as_int8(x: np.ndarray) -> np.ndarray:
-    """Returns x as int8 compute sees it: symmetric int8 per 32 values of a row."""
+    """Returns x as int8 compute sees it: symmetric int8 per 64 values of a row."""
     rows, k = x.shape
-    blocks = np.zeros((rows, -(-k // 32) * 32))
+    blocks = np.zeros((rows, -(-k // 64) * 64))
     blocks[:, :k] = x
-    blocks = blocks.reshape(rows, -1, 32)
+    blocks = blocks.reshape(rows, -1, 64)
     scales = np.abs(blocks).max(-1, keepdims=True) / 127
     codes = np.rint(np.divide(blocks, scales, out=np.zeros_like(blocks), where=scales > 0))
     return (codes * scales).reshape(rows, -1)[:, :k]

@@ -95,12 +95,12 @@ void bound_linear_into(ThreadPool& pool, int tier, int compute, int format, int6
 
 nb::tuple bound_quantize_rows(ThreadPool& pool, int tier, const Floats& x, int64_t k_padded) {
     const int64_t m = static_cast<int64_t>(x.shape(0)), k = static_cast<int64_t>(x.shape(1));
-    if (k_padded < k || k_padded % kAtomK) throw std::invalid_argument("k_padded must be a multiple of 32, at least k");
+    if (k_padded < k || k_padded % kActivationK) throw std::invalid_argument("k_padded must be a multiple of 64, at least k");
     const KernelTable& kernels = kernels_of(tier);
-    const int64_t groups = k_padded / kAtomK;
+    const int64_t groups = k_padded / kActivationK, atoms = k_padded / kAtomK;
     auto codes = aligned<int8_t>(static_cast<size_t>(m * k_padded));
     auto scales = aligned<float>(static_cast<size_t>(m * groups));
-    auto sums = aligned<int32_t>(static_cast<size_t>(m * groups));
+    auto sums = aligned<int32_t>(static_cast<size_t>(m * atoms));
     {
         nb::gil_scoped_release release;
         auto scratch = aligned<uint8_t>(linear_input_bytes(m, k_padded));
@@ -112,16 +112,15 @@ nb::tuple bound_quantize_rows(ThreadPool& pool, int tier, const Floats& x, int64
             for (int64_t i = 0; i < k_padded / at.together; i++)
                 std::memcpy(&codes[row * k_padded + i * at.together],
                             q.codes + at.block * k_padded + at.together * (i * at.width + at.lane), at.together);
-            for (int64_t g = 0; g < groups; g++) {
-                const int64_t from = at.block * groups + g * at.width + at.lane;
-                scales[row * groups + g] = q.scales[from];
-                sums[row * groups + g] = q.sums[from];
-            }
+            for (int64_t g = 0; g < groups; g++)
+                scales[row * groups + g] = q.scales[at.block * groups + g * at.width + at.lane];
+            for (int64_t a = 0; a < atoms; a++) sums[row * atoms + a] = q.sums[at.block * atoms + a * at.width + at.lane];
         }
     }
-    const size_t rows = static_cast<size_t>(m), columns = static_cast<size_t>(groups);
-    return nb::make_tuple(owned(codes.release(), {rows, static_cast<size_t>(k_padded)}), owned(scales.release(), {rows, columns}),
-                          owned(sums.release(), {rows, columns}));
+    const size_t rows = static_cast<size_t>(m);
+    return nb::make_tuple(owned(codes.release(), {rows, static_cast<size_t>(k_padded)}),
+                          owned(scales.release(), {rows, static_cast<size_t>(groups)}),
+                          owned(sums.release(), {rows, static_cast<size_t>(atoms)}));
 }
 
 // The avx2 tier as a CPU without AVX-VNNI runs it, so that tests reach it on the others.
@@ -171,7 +170,7 @@ void bind_linear(nb::module_& m) {
           nb::arg("rows"), nb::arg("k"), nb::arg("group_size"), nb::arg("multiplier"), nb::arg("data"), nb::arg("x"),
           nb::arg("scratch"), nb::arg("y"), "linear() on the caller's memory, nothing copied.");
     m.def("quantize_rows", &bound_quantize_rows, nb::arg("pool"), nb::arg("tier"), nb::arg("x"), nb::arg("k_padded"),
-          "Activations as int8 codes [m, k_padded], scales and code sums [m, k_padded / 32].");
+          "Activations as int8 codes [m, k_padded], scales [m, k_padded / 64], code sums [m, k_padded / 32].");
     m.def("has_int8_compute", [](int format) {
         const Format* f = find_format(format);
         return f && has_int8_compute(*f);

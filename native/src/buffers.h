@@ -69,7 +69,7 @@ inline LinearInput rows_of(LinearInput in, int64_t first, int64_t count) {
     in.quantized.m = count;
     if (in.quantized.codes) {
         in.quantized.codes += first * in.quantized.k_padded;
-        in.quantized.scales += first * (in.quantized.k_padded / kAtomK);
+        in.quantized.scales += first * (in.quantized.k_padded / kActivationK);
         in.quantized.sums += first * (in.quantized.k_padded / kAtomK);
     }
     return in;

@@ -3,6 +3,7 @@
 #include "lowbit/encoder.h"
 
 #include <algorithm>
+#include <atomic>
 #include <mutex>
 #include <stdexcept>
 #include <string>
@@ -13,7 +14,25 @@
 namespace lowbit {
 namespace {
 
-constexpr int64_t kChunkRows = 1024;  // a longer text is a chunk of its own
+// Rows that go through the layers together; a longer text is a chunk of its own. A chunk of one member alone stays in that core's
+// cache (256 rows) and is large enough for the kernels for many rows (64).
+constexpr int64_t kTeamRows = 1024, kMemberRows = 256, kFewestMemberRows = 64, kLongestMemberText = 512;
+constexpr int64_t kChunksPerMember = 4;  // what one member has left to do when the others are done is less than one of them
+
+std::vector<TextChunk> cut(const Texts& texts, int64_t most_rows) {
+    std::vector<TextChunk> chunks;
+    int64_t begin = 0;
+    for (int64_t i = 0; i < texts.count; i++) {
+        const int64_t count = texts.ends[i] - begin;
+        if (chunks.empty() || chunks.back().rows + count > most_rows) chunks.emplace_back();
+        TextChunk& chunk = chunks.back();
+        chunk.texts.push_back({chunk.rows, count, begin, i});
+        chunk.rows += count;
+        chunk.longest = std::max(chunk.longest, count);
+        begin += count;
+    }
+    return chunks;
+}
 
 }  // namespace
 
@@ -36,7 +55,8 @@ struct Encoder::Impl {
     const KernelTable& kernels;
     const EncoderWeights resolved;
     std::mutex entry;  // one pass at a time: the scratch is shared
-    EncoderScratch scratch;
+    EncoderScratch scratch;                      // of the team
+    std::vector<EncoderScratch> member_scratch;  // where members work alone
     PositionTables positions;
     bool profiling = false;
     PhaseTimes times;
@@ -47,18 +67,19 @@ struct Encoder::Impl {
           compute(c),
           kernels(kernel_table(tier)),
           resolved(resolve_weights(spec, weights)) {
-        plan_buffers();
+        plan_buffers(scratch);
     }
 
-    void plan_buffers();
-    void carve(Carver& carver, int64_t rows, int64_t longest, int threads);
-    void reserve(int64_t rows, int64_t longest, int threads);
+    void plan_buffers(EncoderScratch& s) const;
+    void carve(EncoderScratch& s, Carver& carver, int64_t rows, int64_t longest, int threads) const;
+    void reserve(EncoderScratch& s, const std::vector<TextChunk>& chunks, int threads) const;
+    int64_t member_rows(const Texts& texts, int threads) const;
     void check(const Texts& texts) const;
     void pass(ThreadPool& pool, const Texts& texts, const EncoderOutput& output);
 };
 
 // Widths, once: an input buffer is as wide as its widest reader.
-void Encoder::Impl::plan_buffers() {
+void Encoder::Impl::plan_buffers(EncoderScratch& scratch) const {
     const bool pre = spec.norm_place == NormPlace::pre;
     InputBuffer& entered = pre ? scratch.normed : scratch.x;
     const int64_t hidden = spec.hidden_size, inner = spec.heads * spec.head_dim;
@@ -76,8 +97,7 @@ void Encoder::Impl::plan_buffers() {
     scratch.up.written_by(resolved.layers.front().up.weight->layout.rows);
 }
 
-void Encoder::Impl::carve(Carver& carver, int64_t rows, int64_t longest, int threads) {
-    EncoderScratch& s = scratch;
+void Encoder::Impl::carve(EncoderScratch& s, Carver& carver, int64_t rows, int64_t longest, int threads) const {
     const int64_t ffn_rows = std::min(rows, kFfnRows);
     for (OutputBuffer* b : {&s.qkv, &s.delta, &s.up})
         b->data = carver.take((b == &s.up ? ffn_rows : rows) * b->stride * 4);
@@ -92,18 +112,23 @@ void Encoder::Impl::carve(Carver& carver, int64_t rows, int64_t longest, int thr
     s.attention = carver.take(threads * s.attention_stride * 4);
 }
 
-void Encoder::Impl::reserve(int64_t rows, int64_t longest, int threads) {
+void Encoder::Impl::reserve(EncoderScratch& scratch, const std::vector<TextChunk>& chunks, int threads) const {
+    int64_t rows = 0, longest = 0;
+    for (const TextChunk& chunk : chunks) {
+        rows = std::max(rows, chunk.rows);
+        longest = std::max(longest, chunk.longest);
+    }
     if (rows <= scratch.rows && longest <= scratch.longest && threads <= scratch.threads) return;
     rows = std::max(rows, scratch.rows);
     longest = std::max(longest, scratch.longest);
     threads = std::max(threads, scratch.threads);
     Carver count(nullptr);
-    carve(count, rows, longest, threads);
+    carve(scratch, count, rows, longest, threads);
     scratch.rows = 0;  // the pointers are void until the memory is there
     scratch.memory = Reservation();
     scratch.memory = Reservation(count.used());
     Carver cut(scratch.memory.data());
-    carve(cut, rows, longest, threads);
+    carve(scratch, cut, rows, longest, threads);
     scratch.rows = rows;
     scratch.longest = longest;
     scratch.threads = threads;
@@ -134,28 +159,41 @@ void Encoder::Impl::check(const Texts& texts) const {
     }
 }
 
+// Rows of a chunk when every member works through chunks of its own, without barriers and taking as many as it finds time for; 0
+// where there are too few rows for that, a text is too long, or weights are unpacked at a price that many rows should share (tiles).
+int64_t Encoder::Impl::member_rows(const Texts& texts, int threads) const {
+    if (threads == 1 || kernels.linear.tiles.quantize) return 0;
+    int64_t begin = 0;
+    for (int64_t i = 0; i < texts.count; begin = texts.ends[i++])
+        if (texts.ends[i] - begin > kLongestMemberText) return 0;
+    const int64_t rows = std::min(kMemberRows, begin / (kChunksPerMember * threads));
+    return rows < kFewestMemberRows ? 0 : rows;
+}
+
 void Encoder::Impl::pass(ThreadPool& pool, const Texts& texts, const EncoderOutput& output) {
     if (texts.count == 0) return;
     std::lock_guard<std::mutex> guard(entry);
     check(texts);
-    std::vector<TextChunk> chunks;
-    int64_t begin = 0, rows = 0, longest = 0;
-    for (int64_t i = 0; i < texts.count; i++) {
-        const int64_t count = texts.ends[i] - begin;
-        if (chunks.empty() || chunks.back().rows + count > kChunkRows) chunks.emplace_back();
-        TextChunk& chunk = chunks.back();
-        chunk.texts.push_back({chunk.rows, count, begin, i});
-        chunk.rows += count;
-        rows = std::max(rows, chunk.rows);
-        longest = std::max(longest, count);
-        begin += count;
+    const int64_t alone = member_rows(texts, pool.size());
+    const std::vector<TextChunk> chunks = cut(texts, alone ? alone : kTeamRows);
+    for (const TextChunk& chunk : chunks) positions.reach(spec, chunk.longest);
+    const auto engine = [&](const EncoderScratch& s, PhaseTimes* to) {
+        return EncoderEngine{spec, resolved, kernels, s, positions, texts, output, profiling ? to : nullptr};
+    };
+    if (!alone) {
+        reserve(scratch, chunks, pool.size());
+        pool.run([&](Team& team) {
+            for (const TextChunk& chunk : chunks) run_chunk(team, engine(scratch, &times), chunk);
+        });
+        return;
     }
-    reserve(rows, longest, pool.size());
-    positions.reach(spec, longest);
-    const EncoderEngine engine{spec,      resolved, kernels, scratch,
-                               positions, texts,    output,  profiling ? &times : nullptr};
+    while (member_scratch.size() < static_cast<size_t>(pool.size())) plan_buffers(member_scratch.emplace_back());
+    for (EncoderScratch& s : member_scratch) reserve(s, chunks, 1);
+    std::atomic<size_t> next = 0;
     pool.run([&](Team& team) {
-        for (const TextChunk& chunk : chunks) run_chunk(team, engine, chunk);
+        Team member = Team::of_one();
+        const EncoderEngine mine = engine(member_scratch[team.id()], team.id() == 0 ? &times : nullptr);
+        for (size_t i; (i = next.fetch_add(1)) < chunks.size();) run_chunk(member, mine, chunks[i]);
     });
 }
 

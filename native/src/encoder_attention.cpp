@@ -95,7 +95,7 @@ private:
             float* to = e_.scratch.attended.row(row) + column;
             const float inverse = 1.0f / sums_[r];
             for (int64_t d = 0; d < dim_; d++) to[d] = out_[r * width_ + d] * inverse;
-            if (dim_ % kAtomK == 0) quantize_columns(e_.kernels, attended_, row, column, column + dim_);
+            if (dim_ % kActivationK == 0) quantize_columns(e_.kernels, attended_, row, column, column + dim_);
         }
     }
 
@@ -187,7 +187,7 @@ bool attend(const Team& team, const EncoderEngine& e, const TextChunk& chunk, in
                 if (unit++ % team.size() == team.id())
                     head_attention.run({text, head, first, std::min(step, text.rows - first)});
     }
-    return s.head_dim % kAtomK == 0;
+    return s.head_dim % kActivationK == 0;
 }
 
 }  // namespace lowbit

@@ -122,7 +122,7 @@ private:
         const LinearInput attended = b_.attended.input(rows_);
         if (!attend(team_, e_, chunk_, index, attended)) {
             mark(Phase::attention);
-            for_share(team_, rows_, attended.k, kAtomK,
+            for_share(team_, rows_, attended.k, kActivationK,
                       [&](int64_t r, int64_t begin, int64_t end) { quantize_columns(k_, attended, r, begin, end); });
         }
         mark(Phase::attention);
@@ -137,7 +137,7 @@ private:
         product(w.up, rows_of(in, first, count), b_.up);
         mark(Phase::up);
         const LinearInput activated = b_.activated.input(count);
-        for_share(team_, count, s_.ffn_size, 8 * kAtomK, [&](int64_t r, int64_t begin, int64_t end) {
+        for_share(team_, count, s_.ffn_size, 4 * kActivationK, [&](int64_t r, int64_t begin, int64_t end) {
             // Gate and up alternate in whole panels, so theirs end where a panel ends.
             const int64_t start = s_.gated ? 2 * begin : begin,
                           width = s_.gated ? 2 * round_up(end - begin, kPanelRows) : end - begin;

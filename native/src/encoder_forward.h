@@ -33,7 +33,7 @@ struct TextRows {
 // Texts that go through all layers together.
 struct TextChunk {
     std::vector<TextRows> texts;
-    int64_t rows = 0;
+    int64_t rows = 0, longest = 0;  // longest: text
 };
 
 // cos and sin by position, [rope][position][dim/2 cos, dim/2 sin]; kept between calls.
@@ -86,7 +86,7 @@ void run_chunk(Team& team, const EncoderEngine& engine, const TextChunk& chunk);
 int64_t attention_floats(const EncoderSpec& spec, int64_t longest);  // scratch of one thread
 
 // Collective, no barrier inside. Attention of all rows into scratch.attended, quantised there when heads are whole
-// groups of 32 (returns true), else left to the caller.
+// groups of 64 (returns true), else left to the caller.
 bool attend(const Team& team, const EncoderEngine& engine, const TextChunk& chunk, int64_t layer,
             const LinearInput& attended);
 

@@ -125,14 +125,14 @@ private:
         }
         if (!attended_is_quantized(s_)) {
             mark(Phase::attention);
-            for_share(team_, rows_, attended.k, kAtomK,
+            for_share(team_, rows_, attended.k, kActivationK,
                       [&](int64_t r, int64_t begin, int64_t end) { quantize_columns(k_, attended, r, begin, end); });
         }
         mark(Phase::attention);
     }
 
     void activate(const LinearInput& activated) {
-        for_share(team_, rows_, s_.ffn_size, 8 * kAtomK, [&](int64_t r, int64_t begin, int64_t end) {
+        for_share(team_, rows_, s_.ffn_size, 4 * kActivationK, [&](int64_t r, int64_t begin, int64_t end) {
             float* to = b_.activated.row(r) + begin;
             if (s_.gated)
                 k_.vector.activate_gated(s_.activation, b_.up.row(r) + 2 * begin, end - begin, to);
@@ -225,7 +225,7 @@ private:
             in = b_.word.input(wanted);
             product(w_.head_in, normed, {b_.word.data, b_.word.stride});
             mark(Phase::head);
-            for_share(team_, wanted, in.k, kAtomK,
+            for_share(team_, wanted, in.k, kActivationK,
                       [&](int64_t r, int64_t begin, int64_t end) { quantize_columns(k_, in, r, begin, end); });
             mark(Phase::head);
         }

@@ -93,7 +93,7 @@ void rotate_and_store(const Team& team, const AttentionContext& c);
 int64_t plan_spans(const ModelSpec& spec, int64_t part_tokens, Segment& segment, int64_t floats);
 
 // Heads that are whole groups of 32 are quantised by those who compute them, other widths afterwards by the caller.
-inline bool attended_is_quantized(const ModelSpec& spec) { return spec.head_dim % kAtomK == 0; }
+inline bool attended_is_quantized(const ModelSpec& spec) { return spec.head_dim % kActivationK == 0; }
 
 // Collective, no barrier inside. Attention of all rows into scratch.attended, except that segments with spans end in
 // scratch.spans, from where merge_spans (after a barrier, collective too) takes them.

@@ -66,8 +66,8 @@ bool has_int8_compute(const Format& f) {
 }
 
 size_t linear_input_bytes(int64_t m, int64_t k_padded) {
-    const size_t blocks = static_cast<size_t>(stored_rows(m)) * k_padded / kAtomK;
-    return round_up(blocks * kAtomK, kLine) + 2 * round_up(blocks * 4, kLine);
+    const size_t codes = static_cast<size_t>(stored_rows(m)) * round_up(k_padded, kActivationK);
+    return round_up(codes, kLine) + round_up(codes / kActivationK * 4, kLine) + round_up(codes / kAtomK * 4, kLine);
 }
 
 LinearInput linear_input(const float* x, int64_t x_stride, int64_t m, int64_t k, int64_t k_padded, Compute compute,
@@ -76,21 +76,21 @@ LinearInput linear_input(const float* x, int64_t x_stride, int64_t m, int64_t k,
     input.rows = {x, x_stride, m};
     input.k = k;
     input.compute = compute;
-    const size_t blocks = static_cast<size_t>(stored_rows(m)) * k_padded / kAtomK;
+    input.quantized.k_padded = static_cast<int64_t>(round_up(k_padded, kActivationK));
+    const size_t codes = static_cast<size_t>(stored_rows(m)) * input.quantized.k_padded;
     auto* bytes = static_cast<uint8_t*>(scratch);
     input.quantized.codes = reinterpret_cast<int8_t*>(bytes);
-    bytes += round_up(blocks * kAtomK, kLine);
+    bytes += round_up(codes, kLine);
     input.quantized.scales = reinterpret_cast<float*>(bytes);
-    bytes += round_up(blocks * 4, kLine);
+    bytes += round_up(codes / kActivationK * 4, kLine);
     input.quantized.sums = reinterpret_cast<int32_t*>(bytes);
-    input.quantized.k_padded = k_padded;
     input.quantized.m = m;
     return input;
 }
 
 RowPlace row_place(const LinearKernels& kernels, int64_t m, int64_t row) {
     const int64_t tiled = kernels.tiles ? m / kTileBlockRows * kTileBlockRows : 0;
-    if (row < tiled) return {row / kTileBlockRows * kTileBlockRows, row % kTileBlockRows, kTileBlockRows, kAtomK};
+    if (row < tiled) return {row / kTileBlockRows * kTileBlockRows, row % kTileBlockRows, kTileBlockRows, kActivationK};
     const int64_t block = row / kMaxKernelRows * kMaxKernelRows;
     return {block, row - block, interleave_width(m - block), 4};
 }
@@ -100,10 +100,10 @@ void quantize_columns(const KernelTable& kernels, const LinearInput& input, int6
     const QuantizedRows& q = input.quantized;
     const int64_t padded_end = end == input.k ? q.k_padded : end;
     const RowPlace at = row_place(kernels.linear, q.m, row);
-    const int64_t group = (at.block * q.k_padded + begin * at.width) / kAtomK + at.lane;
+    const int64_t first = at.block * q.k_padded + begin * at.width;
     kernels.linear.quantize_row(input.rows.data + row * input.rows.stride + begin, end - begin, padded_end - begin, at.width,
-                                q.codes + at.block * q.k_padded + begin * at.width + at.lane * at.together, q.scales + group,
-                                q.sums + group);
+                                q.codes + first + at.lane * at.together, q.scales + first / kActivationK + at.lane,
+                                q.sums + first / kAtomK + at.lane);
 }
 
 void prepare_input(Team& team, const KernelTable& kernels, LinearInput& input) {
@@ -111,7 +111,7 @@ void prepare_input(Team& team, const KernelTable& kernels, LinearInput& input) {
     const int64_t m = input.rows.m;
     const bool by_rows = m >= 4 * team.size();
     const Team::Range rows = by_rows ? team.slice(m) : Team::Range{0, m};
-    const Team::Range columns = by_rows ? Team::Range{0, input.k} : team.slice(input.k, kAtomK);
+    const Team::Range columns = by_rows ? Team::Range{0, input.k} : team.slice(input.k, kActivationK);
     if (columns.begin == columns.end) return;
     for (int64_t row = rows.begin; row < rows.end; row++) quantize_columns(kernels, input, row, columns.begin, columns.end);
 }

@@ -27,14 +27,15 @@ def activations(m: int, k: int, seed: int = 1) -> np.ndarray:
 
 
 def quantised(x: np.ndarray) -> np.ndarray:
-    """Returns x [m, k] as int8 compute sees it, in fp64: symmetric int8 per 32 values."""
+    """Returns x [m, k] as int8 compute sees it, in fp64: symmetric int8 per 64 values."""
     m, k = x.shape
-    padded = -(-k // 32) * 32
+    padded = -(-k // 64) * 64
     blocks = np.zeros((m, padded), np.float32)
     blocks[:, :k] = x
-    blocks = blocks.reshape(m, padded // 32, 32)
-    scales = (np.abs(blocks).max(axis=2, keepdims=True) / np.float32(127)).astype(np.float32)
-    codes = np.rint(np.divide(blocks, scales, out=np.zeros_like(blocks), where=scales != 0))
+    blocks = blocks.reshape(m, padded // 64, 64)
+    largest = np.abs(blocks).max(axis=2, keepdims=True)
+    scales = largest / np.float32(127)
+    codes = np.rint(blocks * np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest != 0))
     return (codes.astype(np.float64) * scales).reshape(m, padded)[:, :k]
 
 
@@ -216,10 +217,11 @@ def test_activations_are_quantised_bit_for_bit_as_scalar_does(tier):
 def test_activation_codes_are_the_nearest():
     x = awkward_rows()[[0, 1, 3, 9, 10]]
     codes, scales, sums = n.quantize_rows(POOL, 0, x, 128)
-    blocks = np.pad(x, ((0, 0), (0, 28))).reshape(5, 4, 32)
+    blocks = np.pad(x, ((0, 0), (0, 28))).reshape(5, 2, 64)
     assert np.array_equal(scales, np.abs(blocks).max(axis=2) / np.float32(127))
-    exact = np.divide(blocks, scales[..., None], out=np.zeros_like(blocks), where=scales[..., None] != 0)
-    assert np.array_equal(codes.reshape(5, 4, 32), np.rint(exact))
+    largest = np.abs(blocks).max(axis=2, keepdims=True)
+    exact = blocks * np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 4e-37)
+    assert np.array_equal(codes.reshape(5, 2, 64), np.rint(exact))
     assert np.array_equal(sums, codes.reshape(5, 4, 32).sum(axis=2, dtype=np.int32))
 
 

@@ -8,7 +8,7 @@
 namespace lowbit {
 
 // Compute type of a linear product.
-//   int8: activations are quantised per 32 k (see QuantizedRows); codebooks are rounded to int8 (formats.h kinds kGrid and
+//   int8: activations are quantised per 64 k (see QuantizedRows); codebooks are rounded to int8 (formats.h kinds kGrid and
 //         kCodebook with at most 4 bits, plus sym_int8); used when the format has such a kernel, else fp32.
 //   fp32: codes are expanded to their exact float values.
 enum class Compute : uint8_t { int8 = 0, fp32 = 1 };
@@ -16,15 +16,18 @@ enum class Compute : uint8_t { int8 = 0, fp32 = 1 };
 inline constexpr int kMaxKernelRows = 8;    // rows of one kernel call; linear.cpp loops
 inline constexpr int kTileBlockRows = 16;  // rows that stand as tiles together
 
-// m rows of activations, padded with zeros to k_padded (a multiple of 32). Symmetric int8 per 32 values, never -128:
-//   scale[g] = max|x| / 127, code = round_half_even(x / scale) (all codes zero where scale is 0, infinite or NaN),
-//   sum[g] = sum of the 32 codes.
+inline constexpr int kActivationK = 64;  // activations that share a scale
+
+// m rows of activations, padded with zeros to k_padded (a multiple of kActivationK). Symmetric int8, never -128:
+//   scale[g] = max|x| / 127 of 64 values, code = round_half_even(x * (127 / max|x|)), all codes zero where max|x| is 0, infinite or
+//   NaN and where 127 / max|x| overflows (subnormal activations),
+//   sum[a] = sum of the 32 codes of an atom.
 // Rows are stored in blocks of kMaxKernelRows, interleaved so that one pointer walks through all rows of a kernel call:
-//   codes [block][k_padded/4][width][4] int8, scales and sums [block][k_padded/32][width] fp32 and int32,
+//   codes [block][k_padded/4][width][4] int8, scales [block][k_padded/64][width] fp32, sums [block][k_padded/32][width] int32,
 // where width is the block's row count rounded up to 1, 2, 4 or 8 (what the rows beyond hold does not matter). Blocks are 64-byte aligned, and block b
 // starts at row 8 * b of a matrix [m][k_padded], so a single row lies there as it is.
 // Where the tier has tiles, full blocks of kTileBlockRows rows (as many as m holds) come first, in the same memory, and stand as
-//   codes [block][k_padded/32][16 rows][32], scales and sums [block][k_padded/32][16].
+//   codes [block][k_padded/64][16 rows][64], scales [block][k_padded/64][16], sums [block][k_padded/32][16].
 struct QuantizedRows {
     int8_t* codes;
     float* scales;
@@ -32,6 +35,10 @@ struct QuantizedRows {
     int64_t k_padded;
     int64_t m;
 };
+
+// Whether a product adds up the integers of both atoms that share an activation scale before the scale is applied: where no
+// group of weights ends between them.
+constexpr bool sums_pairs(const Layout& l) { return l.groups_per_tile == 1 || l.group_size % kActivationK == 0; }
 
 // Rows a block of m (1 ... kMaxKernelRows) rows is stored as.
 constexpr int interleave_width(int64_t m) { return m <= 1 ? 1 : m <= 2 ? 2 : m <= 4 ? 4 : 8; }
@@ -54,7 +61,8 @@ using LinearFp32 = void (*)(const PackedView& w, int64_t first_panel, int64_t pa
 // The same for any multiple of kMaxKernelRows rows (LinearKernels::tiles: of kTileBlockRows), equal to the last bit; `scratch` has
 // kManyScratch bytes, 64-byte aligned.
 inline constexpr int kManyGroup = 256;  // largest group_size but per row
-inline constexpr int64_t kManyScaleBytes = 2 * 3 * kPanelRows * 16 * 4, kManyScratch = kManyScaleBytes + 3 * kPanelRows * kManyGroup * 4;
+inline constexpr int64_t kManyScaleBytes = 2 * 3 * kPanelRows * 16 * 4, kManySumBytes = 3072,
+                         kManyScratch = kManyScaleBytes + 3 * kPanelRows * kManyGroup * 4 + kManySumBytes;
 using LinearInt8Many = void (*)(const PackedView& w, int64_t first_panel, int64_t panels, const QuantizedRows& x,
                                 int64_t first_row, int64_t m, float* y, int64_t y_stride, uint8_t* scratch);
 using LinearFp32Many = void (*)(const PackedView& w, int64_t first_panel, int64_t panels, const FloatRows& x,
@@ -66,8 +74,8 @@ struct LinearKernels {
     LinearInt8Many int8_many[16];  // null in every tier = rows go through the kernels above
     LinearFp32Many fp32_many[16];
     bool tiles;  // int8_many takes its rows as tiles, a multiple of kTileBlockRows of them
-    // Quantises k floats of one row as QuantizedRows describes, padding with zeros up to k_padded (a multiple of 32): four codes
-    // every 4 * width bytes (width kTileBlockRows, in tiers with tiles: 32 every 32 * width), a scale and a sum every width
+    // Quantises k floats of one row as QuantizedRows describes, padding with zeros up to k_padded (a multiple of 64): four codes
+    // every 4 * width bytes (width kTileBlockRows, in tiers with tiles: 64 every 64 * width), a scale and a sum every width
     // elements.
     void (*quantize_row)(const float* x, int64_t k, int64_t k_padded, int width, int8_t* codes, float* scales, int32_t* sums);
 };

@@ -18,6 +18,7 @@ public:
     void barrier();  // returns when all members have arrived; throws nothing
 
     struct Range { int64_t begin, end; };
+    static Team of_one() { return {nullptr, 0, 1}; }  // a member of a pool's team that does work of its own
     // This member's part of [0, n), cut at multiples of `step`.
     Range slice(int64_t n, int64_t step = 1) const;
 

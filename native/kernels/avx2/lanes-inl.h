@@ -42,13 +42,15 @@ inline Quad look_up(Quad codes) {
 
 // -offset * sum in every lane.
 template <int offset>
-inline Ints minus_offset(const int32_t* sum) {
+inline Ints minus_offset(Ints sum) {
     if constexpr (offset == 0) return _mm256_setzero_si256();
     constexpr int log2 = __builtin_ctz(offset | 1 << 30);
     static_assert(offset == 0 || offset == 1 << log2);
-    return _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_slli_epi32(_mm256_set1_epi32(*sum), log2));
+    return _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_slli_epi32(sum, log2));
 }
 
+inline Ints broadcast_int(const int32_t* p) { return _mm256_set1_epi32(*p); }
+inline Ints add_ints(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
 inline Floats zero() { return _mm256_setzero_ps(); }
 inline Floats load(const float* p) { return _mm256_loadu_ps(p); }
 inline Floats broadcast(const float* p) { return _mm256_set1_ps(*p); }

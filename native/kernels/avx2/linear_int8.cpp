@@ -42,7 +42,7 @@ struct Dot {
     static_assert(fits >= 1);
     Ints sum, pairs;
 
-    static ALWAYS_INLINE Dot start(const int32_t*) { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+    static ALWAYS_INLINE Dot start(Ints) { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
     template <int quad>
     ALWAYS_INLINE void add(Quad w, Quad x) {
         const __m256i two = kSigned<id> ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
@@ -53,7 +53,7 @@ struct Dot {
             sum = quad < run ? fours : _mm256_add_epi32(sum, fours);
         }
     }
-    ALWAYS_INLINE Ints finish(const int32_t* activation_sum) const {
+    ALWAYS_INLINE Ints finish(Ints activation_sum) const {
         if constexpr (kSigned<id> || kFormat<id>.offset == 0) return sum;
         return _mm256_add_epi32(sum, minus_offset<kFormat<id>.offset>(activation_sum));
     }

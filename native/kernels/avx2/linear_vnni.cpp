@@ -28,10 +28,10 @@ template <FormatId id>
 struct Dot {
     Ints sum;
 
-    static ALWAYS_INLINE Dot start(const int32_t* activation_sum) { return {minus_offset<kOffset<id>>(activation_sum)}; }
+    static ALWAYS_INLINE Dot start(Ints activation_sum) { return {minus_offset<kOffset<id>>(activation_sum)}; }
     template <int>
     ALWAYS_INLINE void add(Quad w, Quad x) { sum = _mm256_dpbusd_avx_epi32(sum, w, x); }
-    ALWAYS_INLINE Ints finish(const int32_t*) const { return sum; }
+    ALWAYS_INLINE Ints finish(Ints) const { return sum; }
 };
 
 #include "shared/int8-inl.h"

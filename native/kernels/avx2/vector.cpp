@@ -35,10 +35,6 @@ inline Floats times_power(Floats a, Floats n) {  // 2^128 becomes infinity
     const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
     return mul(a, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
 }
-inline Floats magnitude(Floats a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
-inline Floats with_sign(Floats a, Floats of) {
-    return _mm256_or_ps(magnitude(a), _mm256_and_ps(_mm256_set1_ps(-0.0f), of));
-}
 inline float sum(Floats v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));

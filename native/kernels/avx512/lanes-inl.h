@@ -29,6 +29,8 @@ inline Quad broadcast_four(const int8_t* x) {
     return _mm512_set1_epi32(four);
 }
 
+inline Ints broadcast_int(const int32_t* p) { return _mm512_set1_epi32(*p); }
+inline Ints add_ints(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 inline Floats zero() { return _mm512_setzero_ps(); }
 inline Floats load(const float* p) { return _mm512_loadu_ps(p); }
 inline Floats broadcast(const float* p) { return _mm512_set1_ps(*p); }

@@ -11,35 +11,36 @@ namespace {
 
 void quantize_row(const float* x, int64_t k, int64_t k_padded, int width, int8_t* codes, float* scales, int32_t* sums) {
     const __m512i magnitude_bits = _mm512_set1_epi32(INT32_MAX);
-    for (int64_t begin = 0, block = 0; begin < k_padded; begin += kAtomK, block++) {
+    for (int64_t begin = 0, block = 0; begin < k_padded; begin += kActivationK, block++) {
         const int64_t left = k - begin;
-        const uint32_t valid = left >= kAtomK ? ~0u : left <= 0 ? 0 : (1u << left) - 1;
-        const __m512 low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(valid), x + begin);
-        const __m512 high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(valid >> 16), x + begin + 16);
-        // Magnitudes are compared as bit patterns, so a NaN is larger than anything and reaches the scale.
-        const __m512i largest = _mm512_max_epu32(_mm512_and_si512(_mm512_castps_si512(low), magnitude_bits),
-                                                 _mm512_and_si512(_mm512_castps_si512(high), magnitude_bits));
+        const uint64_t valid = left >= kActivationK ? ~uint64_t{0} : left <= 0 ? 0 : (uint64_t{1} << left) - 1;
+        __m512 v[4];
+        __m512i largest = _mm512_setzero_si512();
+        for (int i = 0; i < 4; i++) {
+            v[i] = _mm512_maskz_loadu_ps(static_cast<__mmask16>(valid >> 16 * i), x + begin + 16 * i);
+            // Magnitudes are compared as bit patterns, so a NaN is larger than anything and reaches the scale.
+            largest = _mm512_max_epu32(largest, _mm512_and_si512(_mm512_castps_si512(v[i]), magnitude_bits));
+        }
         const uint32_t bits = _mm512_reduce_max_epu32(largest);
-        float scale;
-        __builtin_memcpy(&scale, &bits, 4);
-        scale /= 127.0f;
-        const __mmask16 usable = scale > 0 && scale <= 3.4028234663852886e38f ? 0xffff : 0;
-        const auto quantize = [&](__m512 v) {
-            v = _mm512_div_ps(v, _mm512_set1_ps(scale));
-            v = _mm512_max_ps(_mm512_min_ps(v, _mm512_set1_ps(127.0f)), _mm512_set1_ps(-127.0f));
-            return _mm512_maskz_cvtps_epi32(usable, v);  // rounds halves to even
-        };
-        const __m512i q0 = quantize(low), q1 = quantize(high);
-        const __m128i packed[] = {_mm512_cvtepi32_epi8(q0), _mm512_cvtepi32_epi8(q1)};
+        float magnitude;
+        __builtin_memcpy(&magnitude, &bits, 4);
+        const float inverse = 127.0f / magnitude;
+        const __mmask16 usable = inverse > 0 && inverse <= 3.4028234663852886e38f ? 0xffff : 0;
+        __m512i q[4];
+        __m128i packed[4];
+        for (int i = 0; i < 4; i++) {
+            q[i] = _mm512_maskz_cvtps_epi32(usable, _mm512_mul_ps(v[i], _mm512_set1_ps(inverse)));  // rounds halves to even
+            packed[i] = _mm512_cvtepi32_epi8(q[i]);
+        }
         int8_t* at = codes + begin * width;
         if (width == 1 || width == kTileBlockRows) {
-            __builtin_memcpy(at, packed, kAtomK);
+            __builtin_memcpy(at, packed, kActivationK);
         } else {
             const auto* fours = reinterpret_cast<const uint8_t*>(packed);
-            for (int i = 0; i < kAtomK / 4; i++) __builtin_memcpy(at + 4 * i * width, fours + 4 * i, 4);
+            for (int i = 0; i < kActivationK / 4; i++) __builtin_memcpy(at + 4 * i * width, fours + 4 * i, 4);
         }
-        scales[block * width] = scale;
-        sums[block * width] = _mm512_reduce_add_epi32(_mm512_add_epi32(q0, q1));
+        scales[block * width] = magnitude / 127.0f;
+        for (int a = 0; a < 2; a++) sums[(2 * block + a) * width] = _mm512_reduce_add_epi32(_mm512_add_epi32(q[2 * a], q[2 * a + 1]));
     }
 }
 

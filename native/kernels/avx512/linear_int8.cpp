@@ -36,15 +36,15 @@ template <FormatId id>
 struct Dot {
     Ints sum;
 
-    static ALWAYS_INLINE Dot start(const int32_t* activation_sum) {
+    static ALWAYS_INLINE Dot start(Ints activation_sum) {
         if constexpr (kOffset<id> == 0) return {_mm512_setzero_si512()};
         constexpr int log2 = __builtin_ctz(kOffset<id> | 1 << 30);
         static_assert(kOffset<id> == 0 || kOffset<id> == 1 << log2);
-        return {_mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(_mm512_set1_epi32(*activation_sum), log2))};
+        return {_mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(activation_sum, log2))};
     }
     template <int quad>
     ALWAYS_INLINE void add(Quad w, Quad x) { sum = _mm512_dpbusd_epi32(sum, w, x); }
-    ALWAYS_INLINE Ints finish(const int32_t*) const { return sum; }
+    ALWAYS_INLINE Ints finish(Ints) const { return sum; }
 };
 
 #include "shared/int8-inl.h"

@@ -34,11 +34,6 @@ inline Floats higher(Floats a, Floats b) { return _mm512_max_ps(a, b); }
 inline Floats lower(Floats a, Floats b) { return _mm512_min_ps(a, b); }
 inline Floats nearest(Floats a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline Floats times_power(Floats a, Floats n) { return _mm512_scalef_ps(a, n); }
-inline Floats magnitude(Floats a) { return _mm512_abs_ps(a); }
-inline Floats with_sign(Floats a, Floats of) {
-    const Floats sign = _mm512_set1_ps(-0.0f);
-    return _mm512_or_ps(_mm512_andnot_ps(sign, a), _mm512_and_ps(sign, of));
-}
 inline float sum(Floats v) { return _mm512_reduce_add_ps(v); }
 inline float highest(Floats v) { return _mm512_reduce_max_ps(v); }
 

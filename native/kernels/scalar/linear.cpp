@@ -118,12 +118,13 @@ struct FoldInt8 {
     void add(const QuantizedRows& x, int64_t block_row, int m, int i, int64_t k0, float* dot, float& sum) const {
         const int width = m <= 1 ? 1 : m <= 2 ? 2 : m <= 4 ? 4 : 8;
         const int8_t* codes = x.codes + block_row * x.k_padded + k0 * width;
-        const int64_t group = (block_row * x.k_padded + k0 * width) / kAtomK + i;
+        const float scale = x.scales[block_row * x.k_padded / kActivationK + k0 / kActivationK * width + i];
+        const int32_t activations = x.sums[(block_row * x.k_padded + k0 * width) / kAtomK + i];
         int32_t partial[kPanelRows] = {};
         for (int k = 0; k < kAtomK; k++)
             for (int r = 0; r < kPanelRows; r++) partial[r] += codes[4 * (k / 4 * width + i) + k % 4] * w[k][r];
-        for (int r = 0; r < kPanelRows; r++) dot[r] += x.scales[group] * static_cast<float>(partial[r]);
-        sum += x.scales[group] * static_cast<float>(x.sums[group]);
+        for (int r = 0; r < kPanelRows; r++) dot[r] += scale * static_cast<float>(partial[r]);
+        sum += scale * static_cast<float>(activations);
     }
 };
 
@@ -150,6 +151,8 @@ struct FoldFp32 {
 
 // ---- activations ----------------------------------------------------------------------------------------------
 
+constexpr float kLargestFloat = 3.4028234663852886e38f;
+
 // Adding and subtracting 1.5 * 2^23 rounds |v| < 2^22 to an integer, halves to even.
 float round_half_even(float v) {
     constexpr float magic = 12582912.0f;
@@ -157,9 +160,9 @@ float round_half_even(float v) {
 }
 
 void quantize_row(const float* x, int64_t k, int64_t k_padded, int width, int8_t* codes, float* scales, int32_t* sums) {
-    for (int64_t block = 0; block < k_padded / kAtomK; block++) {
-        const int64_t begin = block * kAtomK;
-        const int valid = static_cast<int>(k - begin < 0 ? 0 : k - begin < kAtomK ? k - begin : kAtomK);
+    for (int64_t block = 0; block < k_padded / kActivationK; block++) {
+        const int64_t begin = block * kActivationK;
+        const int valid = static_cast<int>(k - begin < 0 ? 0 : k - begin < kActivationK ? k - begin : kActivationK);
         // Magnitudes are compared as bit patterns, so a NaN is larger than anything and reaches the scale.
         uint32_t largest = 0;
         for (int i = 0; i < valid; i++) {
@@ -168,24 +171,22 @@ void quantize_row(const float* x, int64_t k, int64_t k_padded, int width, int8_t
             bits &= 0x7fffffffu;
             if (bits > largest) largest = bits;
         }
-        float scale;
-        __builtin_memcpy(&scale, &largest, 4);
-        scale /= 127.0f;
+        float magnitude;
+        __builtin_memcpy(&magnitude, &largest, 4);
+        const float scale = magnitude / 127.0f, inverse = 127.0f / magnitude;
         // A scale that is infinite or NaN makes the products NaN by itself.
-        const bool usable = scale > 0 && scale <= 3.4028234663852886e38f;
-        int32_t sum = 0;
-        for (int i = 0; i < kAtomK; i++) {
+        const bool usable = inverse > 0 && inverse <= kLargestFloat;
+        int32_t sum[kActivationK / kAtomK] = {};
+        for (int i = 0; i < kActivationK; i++) {
             int code = 0;
             if (usable && i < valid) {
-                float v = round_half_even(x[begin + i] / scale);
-                v = v > 127.0f ? 127.0f : v < -127.0f ? -127.0f : v;  // subnormal scales are inexact
-                code = static_cast<int>(v);
+                code = static_cast<int>(round_half_even(x[begin + i] * inverse));
             }
             codes[(begin + i / 4 * 4) * width + i % 4] = static_cast<int8_t>(code);
-            sum += code;
+            sum[i / kAtomK] += code;
         }
         scales[block * width] = scale;
-        sums[block * width] = sum;
+        for (int a = 0; a < kActivationK / kAtomK; a++) sums[(block * kActivationK / kAtomK + a) * width] = sum[a];
     }
 }
 

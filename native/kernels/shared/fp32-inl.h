@@ -7,6 +7,8 @@ struct Fp32Product {
     using Rows = FloatRows;
     static constexpr float factor = kFloatFactor<id>;
     static constexpr int panels(int m) { return fp32_panels(m); }
+    static constexpr int kTogether = 1;
+    static bool together(const Layout&) { return false; }
 
     template <int M>
     struct Input {
@@ -19,8 +21,8 @@ struct Fp32Product {
         float sum(int i, int64_t k, int count) const { return sum_of(x[i] + k, count); }
     };
 
-    template <int M, int P>
-    static ALWAYS_INLINE void add_atom(const uint8_t* const (&atom)[P], int half, const Input<M>& x, int64_t k,
+    template <int M, int P, int>
+    static ALWAYS_INLINE void add_atoms(const uint8_t* const (&atom)[P], int half, const Input<M>& x, int64_t k,
                                        Floats (&part)[P][M]) {
         // One sum per output whatever M is: a row's result does not depend on the batch it is in.
         Floats sum[P][M];

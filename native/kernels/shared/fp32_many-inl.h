@@ -10,7 +10,7 @@ __attribute__((noinline)) void fp32_tile(const Strip& s, int vector, const Float
     const int64_t line = s.line / 4;
     const float *group_scales = s.scales + vector * kLanes, *group_mins = s.mins + vector * kLanes;
 
-    TileSums<V> t;
+    const TileSums<V> t(s);
     t.begin(s, y, y_stride, row + R >= x.m);
     int in_group = s.per_row ? static_cast<int>(s.first_atom) : 0;
     for (int64_t a = 0; a < s.atoms; a++) {

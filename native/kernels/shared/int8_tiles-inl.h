@@ -18,6 +18,7 @@ inline Quad to_integers(Quad codes) {
 }
 
 constexpr int kTileRows = kTileBlockRows, kTileVectors = 2, kStripPanels = 2;
+constexpr int kIntegerBlockK = 512;  // 16 KB for two panels
 #include "shared/many-inl.h"
 
 template <FormatId id>
@@ -30,7 +31,7 @@ constexpr FormatId kLike = kFormat<id>.has_min ? FormatId::asym_int4 : FormatId:
 template <FormatId id>
 void product_tiles(const PackedView& w, int64_t first_panel, int64_t panels, const QuantizedRows& x, int64_t first_row, int64_t m,
                    float* y, int64_t y_stride, uint8_t* scratch) {
-    configure_tiles();
+    configure_tiles(sums_pairs(w.layout));
     product_many<Int8Many<id>, id>(w, first_panel, panels, x, first_row, m, y, y_stride, scratch);
     tile_release();
 }

@@ -2,7 +2,7 @@
 // are kHalves vectors of kLanes rows; a Quad holds 4 consecutive k of every row as bytes, the shape byte dot products want.
 // lanes-inl.h of a tier provides
 //   Quad, Ints, Floats, kLanes, kPrefetchBytes; load_quad, low_nibble, high_nibble, crumb<i>, join_nibble, add_bit<value>,
-//   broadcast_four; zero, broadcast, load_halves, fma, add, multiply, to_floats, sum_of, store, prefetch.
+//   broadcast_four; broadcast_int, add_ints; zero, broadcast, load_halves, fma, add, multiply, to_floats, sum_of, store, prefetch.
 // Then int8-inl.h or fp32-inl.h says how an atom is multiplied.
 
 constexpr int kHalves = kPanelRows / kLanes;
@@ -50,6 +50,7 @@ void block(const PackedView& w, int64_t first, int64_t last, const typename Prod
     constexpr int64_t atom_bytes = kAtomBytes<id>;
     const Layout& l = w.layout;
     const int atoms = l.group_size / kAtomK;
+    const bool together = Product::together(l);
     const uint8_t* at[P];  // a block that runs over the last panel computes that one again
     UNROLL for (int p = 0; p < P; p++) at[p] = w.data + (first + p < last ? first + p : last) * l.panel_bytes;
 
@@ -76,13 +77,21 @@ void block(const PackedView& w, int64_t first, int64_t last, const typename Prod
                 NO_UNROLL for (int h = 0; h < kHalves; h++) {
                     const uint8_t* atom[P];
                     UNROLL for (int p = 0; p < P; p++) atom[p] = at[p];
-                    for (int64_t i = 0; i < count; i++) {
+                    int64_t i = 0;
+                    const auto add = [&](auto number) INLINE_LAMBDA {
+                        constexpr int together = decltype(number)::value;
                         if (h == 0)
                             UNROLL for (int p = 0; p < P; p++)
-                                UNROLL for (int64_t line = 0; line < atom_bytes; line += kLine) prefetch(atom[p] + ahead + line);
-                        Product::template add_atom<M, P>(atom, h, x, k + i * kAtomK, part[h]);
-                        UNROLL for (int p = 0; p < P; p++) atom[p] += atom_bytes;
-                    }
+                                UNROLL for (int64_t line = 0; line < together * atom_bytes; line += kLine)
+                                    prefetch(atom[p] + ahead + line);
+                        Product::template add_atoms<M, P, together>(atom, h, x, k + i * kAtomK, part[h]);
+                        UNROLL for (int p = 0; p < P; p++) atom[p] += together * atom_bytes;
+                        i += together;
+                    };
+                    if constexpr (Product::kTogether > 1)
+                        for (const int64_t end = together ? count : 0; i + Product::kTogether <= end;)
+                            add(Index<Product::kTogether>{});
+                    while (i < count) add(Index<1>{});
                 }
                 UNROLL for (int p = 0; p < P; p++) at[p] += count * atom_bytes;
                 k += count * kAtomK;

@@ -12,39 +12,47 @@ struct Strip {
     const float* scales;     // [group of the block][vector][kLanes], then the minima of formats that have them
     const float* mins;
     float multiplier;
+    float* sums;             // of a tile, see TileSums
     int line;                // bytes from line to line
     int vectors;
     int group_atoms;         // atoms per group
     int64_t first_atom, atoms;
     bool begins, ends;       // holds the first, the last atom of the rows
     bool per_row;            // one group that goes through all blocks: what tiles hand on in y is its sum so far
+    bool pairs;              // of atoms are added up as integers: see sums_pairs(). A last atom's other half is what the scratch
+                             // holds, times activations of zero
+
+    int64_t unit_atoms() const { return pairs ? kActivationK / kAtomK : 1; }
+    int64_t units(int64_t atoms) const { return pairs ? (atoms + 1) / 2 : atoms; }
 };
 
-// Sums of a tile while the registers hold those of an atom. `part` belongs to the current group, `total` to all before.
+// Sums of a tile while the registers hold those of an atom. `part` belongs to the current group, `total` to all before. They stand
+// in the scratch: arrays of its own the compiler takes apart and copies about.
 template <int V>
 struct TileSums {
     static constexpr int kFloats = kTileRows * V * kLanes;
-    alignas(kLine) float part[kFloats], total[kFloats];
+    static_assert(2 * kFloats * 4 <= kManySumBytes);
+    float *part, *total;
 
+    explicit TileSums(const Strip& s) : part(s.sums), total(s.sums + kFloats) {}
     static constexpr int at(int i, int v) { return (i * V + v) * kLanes; }
 
     // `last`: no tile follows whose y is worth fetching.
-    void begin(const Strip& s, const float* y, int64_t y_stride, bool last) {
-        float* handed_on = s.per_row ? part : total;
+    void begin(const Strip& s, const float* y, int64_t y_stride, bool last) const {
         const int64_t ahead = last ? 0 : kTileRows * y_stride;
-        UNROLL for (int i = 0; i < kTileRows; i++)
+        NO_UNROLL for (int i = 0; i < kTileRows; i++, y += y_stride)
             UNROLL for (int v = 0; v < V; v++) {
-                store(total + at(i, v), zero());
-                store(handed_on + at(i, v), s.begins ? zero() : load(y + i * y_stride + v * kLanes));
-                prefetch(reinterpret_cast<const uint8_t*>(y + ahead + i * y_stride + v * kLanes));
+                const Floats handed_on = s.begins ? zero() : load(y + v * kLanes);
+                store(total + at(i, v), s.per_row ? zero() : handed_on);
+                if (s.per_row) store(part + at(i, v), handed_on);
+                prefetch(reinterpret_cast<const uint8_t*>(y + ahead + v * kLanes));
             }
     }
     void end(const Strip& s, float* y, int64_t y_stride) const {
         const float* hand_on = s.per_row && !s.ends ? part : total;
         const float multiplier = s.ends ? s.multiplier : 1.0f;
-        UNROLL for (int i = 0; i < kTileRows; i++)
-            UNROLL for (int v = 0; v < V; v++)
-                store(y + i * y_stride + v * kLanes, multiply(load(hand_on + at(i, v)), &multiplier));
+        NO_UNROLL for (int i = 0; i < kTileRows; i++, y += y_stride)
+            UNROLL for (int v = 0; v < V; v++) store(y + v * kLanes, multiply(load(hand_on + at(i, v)), &multiplier));
     }
 };
 
@@ -95,10 +103,12 @@ void strip(const PackedView& w, int64_t panel, const typename Many::Rows& x, int
     s.multiplier = w.multiplier * Many::factor;
     s.group_atoms = l.atoms_per_group();
     s.per_row = s.group_atoms > kManyGroup / kAtomK;
+    s.pairs = sums_pairs(l);
     const int64_t all = l.k_padded / kAtomK;
     const int64_t step = s.per_row || Many::kBlockK / kAtomK > s.group_atoms ? Many::kBlockK / kAtomK : s.group_atoms;
     float* scales = reinterpret_cast<float*>(scratch);
     uint8_t* weights = scratch + kManyScaleBytes;
+    s.sums = reinterpret_cast<float*>(scratch + kManyScratch - kManySumBytes);
     for (s.first_atom = 0; s.first_atom < all; s.first_atom += step) {
         s.atoms = all - s.first_atom < step ? all - s.first_atom : step;
         s.begins = s.first_atom == 0;

@@ -1,30 +1,31 @@
 // The tile of int8 compute for many rows in tile instructions, in the place of int8_tile-inl.h: included between many-inl.h and
-// int8_many-inl.h, behind a tile_ops-inl.h and the lanes of AVX-512. One instruction sums 32 products of 16 rows with 16 outputs;
-// what follows, scale by scale, is what int8_tile-inl.h does in the same order, so results are equal to the last bit.
-// A tile holds 64 k, but activations have a scale per 32: half-filled tiles are the price of exact scales.
+// int8_many-inl.h, behind a tile_ops-inl.h and the lanes of AVX-512. One instruction sums the products of 16 rows with 16 outputs over
+// the atoms that int8_tile-inl.h adds up as integers: 64 k, or 32 (half-filled tiles) where a group of weights ends between them. What
+// follows, scale by scale, is what is done there in the same order, so results are equal to the last bit.
 
-constexpr int kRunAtoms = 2;  // atoms of a group whose sums are kept before they are scaled: 2 x 4 KB in L1
+constexpr int kRunUnits = 2;  // of a group, whose sums are kept before they are scaled: 2 x 4 KB in L1
 
-// 16 rows of sums, of one atom, for V panels.
+// 16 rows of sums, of one unit, for V panels.
 template <int V>
 struct alignas(kLine) TileDots {
     int32_t at[kTileRows][V * kPanelRows];
 };
 
 // Tile registers: sums 0 and 1, activations 4, weights 6 and 7.
-inline void configure_tiles() {
+inline void configure_tiles(bool pairs) {
+    const int atoms = pairs ? kActivationK / kAtomK : 1;
     TileConfig config{};
     config.palette = 1;
     for (int t : {0, 1}) config.rows[t] = kTileRows, config.colsb[t] = kLine;
-    config.rows[4] = kTileRows, config.colsb[4] = kAtomK;
-    for (int t : {6, 7}) config.rows[t] = kQuads, config.colsb[t] = kLine;
+    config.rows[4] = kTileRows, config.colsb[4] = static_cast<uint16_t>(atoms * kAtomK);
+    for (int t : {6, 7}) config.rows[t] = static_cast<uint8_t>(atoms * kQuads), config.colsb[t] = kLine;
     tile_configure(&config);
 }
 
 template <int V>
-ALWAYS_INLINE void multiply_atom(const int8_t* codes, const uint8_t* weights, int line, TileDots<V>& dots) {
+ALWAYS_INLINE void multiply_unit(const int8_t* codes, const uint8_t* weights, int line, TileDots<V>& dots) {
     static_assert(V <= 2);
-    tile_load<4>(codes, kAtomK);
+    tile_load<4>(codes, kActivationK);
     tile_zero<0>();
     tile_load<6>(weights, line);
     tile_multiply<0, 4, 6>();
@@ -37,18 +38,18 @@ ALWAYS_INLINE void multiply_atom(const int8_t* codes, const uint8_t* weights, in
     if constexpr (V == 2) tile_store<1>(dots.at[0] + kPanelRows, V * kLine);
 }
 
-// Atoms [first, first + count) of a block of k, all of one group.
+// Units [first, first + count) of a block of k, all of one group.
 struct Run {
     int64_t first;
     int count;
     bool opens, closes;  // begins, ends a group
 
     static Run from(const Strip& s, int64_t first) {
-        const int64_t in_group = (s.per_row ? s.first_atom + first : first) % s.group_atoms;
-        int64_t count = s.group_atoms - in_group;
-        if (count > s.atoms - first) count = s.atoms - first;
-        if (count > kRunAtoms) count = kRunAtoms;
-        return {first, static_cast<int>(count), in_group == 0, in_group + count == s.group_atoms};
+        const int64_t group = s.units(s.group_atoms), in_group = (s.per_row ? s.units(s.first_atom) + first : first) % group;
+        int64_t count = group - in_group;
+        if (count > s.units(s.atoms) - first) count = s.units(s.atoms) - first;
+        if (count > kRunUnits) count = kRunUnits;
+        return {first, static_cast<int>(count), in_group == 0, in_group + count == group};
     }
 };
 
@@ -56,48 +57,48 @@ struct Run {
 template <FormatId like, int V>
 __attribute__((noinline)) void int8_tile(const Strip& s, int vector, const QuantizedRows& x, int64_t row, float* y,
                                          int64_t y_stride) {
-    constexpr int R = kTileRows;
+    constexpr int R = kTileRows, kPair = kActivationK / kAtomK;
     constexpr bool has_min = kFormat<like>.has_min;
-    const int64_t first = row * x.k_padded + s.first_atom * kAtomK * R;
-    const int8_t* codes = x.codes + first;
-    const float* scales = x.scales + first / kAtomK;
-    const int32_t* sums = x.sums + first / kAtomK;
-    const int64_t next_block = row + R < x.m ? R * x.k_padded : 0;  // prefetched: the rows of the next tiles
+    const int8_t* codes = x.codes + row * x.k_padded;  // of whole rows, like scales and sums
+    const float* scales = x.scales + row * (x.k_padded / kActivationK);
+    const int32_t* sums = x.sums + row * (x.k_padded / kAtomK);
     const uint8_t* weights = s.weights + vector * kQuadBytes;
     const float *group_scales = s.scales + vector * kLanes, *group_mins = s.mins + vector * kLanes;
+    const int64_t together = s.unit_atoms(), units = s.units(s.atoms);
 
-    TileDots<V> dots[2][kRunAtoms];
+    TileDots<V> dots[2][kRunUnits];
     const auto multiply_run = [&](const Run& run, int side) {
-        for (int a = 0; a < run.count; a++) {
-            const int64_t atom = run.first + a;
-            multiply_atom<V>(codes + atom * kAtomK * R, weights + atom * kQuads * s.line, s.line, dots[side][a]);
-            const auto* next = reinterpret_cast<const uint8_t*>(codes + next_block + atom * kAtomK * R);
-            UNROLL for (int i = 0; i < kAtomK * R; i += kLine) prefetch(next + i);
+        for (int u = 0; u < run.count; u++) {
+            const int64_t in_block = (run.first + u) * together, atom = s.first_atom + in_block;
+            multiply_unit<V>(codes + atom / kPair * kActivationK * R + atom % kPair * kAtomK, weights + in_block * kQuads * s.line,
+                             s.line, dots[side][u]);
         }
     };
-    TileSums<V> t;
+    const TileSums<V> t(s);
     t.begin(s, y, y_stride, row + R >= x.m);
-    // Scales the sums of a run in the order of int8_tile-inl.h: atom by atom into the group's part, then that into the total.
-    const auto scale_run = [&](const Run& run, int side, auto atoms, auto is_first, auto is_last) INLINE_LAMBDA {
-        constexpr int count = decltype(atoms)::value;
+    // Scales the sums of a run in the order of int8_tile-inl.h: unit by unit into the group's part, then that into the total.
+    const auto scale_run = [&](const Run& run, int side, auto number, auto is_first, auto is_last) INLINE_LAMBDA {
+        constexpr int count = decltype(number)::value;
         constexpr bool opens = decltype(is_first)::value, closes = decltype(is_last)::value;
-        const float* atom_scales = scales + run.first * R;
+        const int64_t first = s.first_atom + run.first * together;
         [[maybe_unused]] float sum[R];
         if constexpr (closes && has_min) {
             UNROLL for (int i = 0; i < R; i++) sum[i] = 0;
-            const int64_t end = run.first + count;
-            for (int64_t g = (end - s.group_atoms) * R; g < end * R; g += R)
-                UNROLL for (int i = 0; i < R; i++) sum[i] += scales[g + i] * static_cast<float>(sums[g + i]);
+            const int64_t end = first + count * together;
+            for (int64_t a = end - s.units(s.group_atoms) * together; a < end; a++)
+                UNROLL for (int i = 0; i < R; i++) sum[i] += scales[a / kPair * R + i] * static_cast<float>(sums[a * R + i]);
         }
+        const float* unit_scales[count];
+        UNROLL for (int u = 0; u < count; u++) unit_scales[u] = scales + (first + u * together) / kPair * R;
         NO_UNROLL for (int i = 0; i < R; i++)
             UNROLL for (int v = 0; v < V; v++) {
                 float *part = t.part + t.at(i, v), *total = t.total + t.at(i, v);
                 Floats p{};
-                UNROLL for (int a = 0; a < count; a++) {
-                    const auto* dot = reinterpret_cast<const uint8_t*>(dots[side][a].at[i] + v * kPanelRows);
+                UNROLL for (int u = 0; u < count; u++) {
+                    const auto* dot = reinterpret_cast<const uint8_t*>(dots[side][u].at[i] + v * kPanelRows);
                     const Floats d = to_floats(load_quad(dot));
-                    const float* scale = atom_scales + a * R + i;
-                    p = a == 0 && opens ? multiply(d, scale) : fma(d, broadcast(scale), a == 0 ? load(part) : p);
+                    const float* scale = unit_scales[u] + i;
+                    p = u == 0 && opens ? multiply(d, scale) : fma(d, broadcast(scale), u == 0 ? load(part) : p);
                 }
                 if constexpr (closes) {
                     Floats sum_so_far = fma(p, load(group_scales + v * kLanes), load(total));
@@ -113,22 +114,22 @@ __attribute__((noinline)) void int8_tile(const Strip& s, int vector, const Quant
         }
     };
     const auto settle = [&](const Run& run, int side) {
-        const auto with = [&](auto atoms) INLINE_LAMBDA {
-            if (run.opens && run.closes) scale_run(run, side, atoms, Index<1>{}, Index<1>{});
-            else if (run.opens) scale_run(run, side, atoms, Index<1>{}, Index<0>{});
-            else if (run.closes) scale_run(run, side, atoms, Index<0>{}, Index<1>{});
-            else scale_run(run, side, atoms, Index<0>{}, Index<0>{});
+        const auto with = [&](auto number) INLINE_LAMBDA {
+            if (run.opens && run.closes) scale_run(run, side, number, Index<1>{}, Index<1>{});
+            else if (run.opens) scale_run(run, side, number, Index<1>{}, Index<0>{});
+            else if (run.closes) scale_run(run, side, number, Index<0>{}, Index<1>{});
+            else scale_run(run, side, number, Index<0>{}, Index<0>{});
         };
-        static_assert(kRunAtoms == 2);
+        static_assert(kRunUnits == 2);
         if (run.count == 2) with(Index<2>{});
         else with(Index<1>{});
     };
     // The tiles of a run are under way while the sums of the one before are scaled.
     Run run = Run::from(s, 0);
     multiply_run(run, 0);
-    for (int side = 0; run.first < s.atoms; side ^= 1) {
+    for (int side = 0; run.first < units; side ^= 1) {
         const int64_t end = run.first + run.count;
-        const Run next = end < s.atoms ? Run::from(s, end) : Run{end, 0, false, false};
+        const Run next = end < units ? Run::from(s, end) : Run{end, 0, false, false};
         multiply_run(next, side ^ 1);
         settle(run, side);
         run = next;

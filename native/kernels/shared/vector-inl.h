@@ -3,7 +3,7 @@
 //   Floats and kLanes; load, store (both also with a count of lanes, the others read as 0 and not written), broadcast;
 //   add, sub, mul, div, fma(a, b, c) = a b + c, negate_fma(a, b, c) = c - a b; higher(a, b), lower(a, b), which return
 //   b if either is NaN; nearest(a) rounded to an integer, times_power(a, n) = a 2^n for integers -126 <= n <= 128; sum,
-//   highest over lanes; magnitude(a), with_sign(a, of b); load_halves<dtype>(p); to_halves<dtype>(a, p), also with a
+//   highest over lanes; load_halves<dtype>(p); to_halves<dtype>(a, p), also with a
 //   count of lanes; kKeyVectors, the vectors of keys or values that fit the registers beside kQueryRows rows of sums.
 
 // ---- e^x: 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2, and the Cephes polynomial for e^r; relative error 2e-7.
@@ -29,16 +29,23 @@ inline Floats negated(Floats x) { return sub(broadcast(0.0f), x); }
 // x / (1 + e^-t)
 inline Floats sigmoid_times(Floats x, Floats t) { return div(x, add(broadcast(1.0f), exponential(negated(t)))); }
 
-// Abramowitz and Stegun 7.1.26, absolute error 1.5e-7.
+// x P(x^2) / Q(x^2) on [-4, 4], where erf is 1 to within fp32: the rational minimax approximation that Eigen and XLA use.
 inline Floats error_function(Floats x) {
-    const Floats a = magnitude(x), t = div(broadcast(1.0f), fma(a, broadcast(0.3275911f), broadcast(1.0f)));
-    Floats p = broadcast(1.061405429f);
-    p = fma(p, t, broadcast(-1.453152027f));
-    p = fma(p, t, broadcast(1.421413741f));
-    p = fma(p, t, broadcast(-0.284496736f));
-    p = fma(p, t, broadcast(0.254829592f));
-    const Floats y = negate_fma(mul(p, t), exponential(negated(mul(a, a))), broadcast(1.0f));
-    return with_sign(y, x);
+    x = lower(broadcast(4.0f), higher(broadcast(-4.0f), x));
+    const Floats square = mul(x, x);
+    Floats p = broadcast(-2.72614225801306e-10f);
+    p = fma(p, square, broadcast(2.77068142495902e-08f));
+    p = fma(p, square, broadcast(-2.10102402082508e-06f));
+    p = fma(p, square, broadcast(-5.69250639462346e-05f));
+    p = fma(p, square, broadcast(-7.34990630326855e-04f));
+    p = fma(p, square, broadcast(-2.95459980854025e-03f));
+    p = fma(p, square, broadcast(-1.60960333262415e-02f));
+    Floats q = broadcast(-1.45660718464996e-05f);
+    q = fma(q, square, broadcast(-2.13374055278905e-04f));
+    q = fma(q, square, broadcast(-1.68282697438203e-03f));
+    q = fma(q, square, broadcast(-7.37332916720468e-03f));
+    q = fma(q, square, broadcast(-1.42647390514189e-02f));
+    return div(mul(x, p), q);
 }
 
 template <Activation f>
