@@ -139,7 +139,7 @@ class Runtime:
 
 
 _COMPUTE_REASONS = {
-    "int8": "activations as int8 per 32 values for formats of up to 5 bits and sym_int8; others compute in fp32",
+    "int8": "activations as int8 per 64 values for formats of up to 5 bits and sym_int8; others compute in fp32",
     "fp32": "asked for: slower, no activation rounding",
 }
 

@@ -1,5 +1,7 @@
 // Where the activations of a pass live and how a team shares the work on them; decoder and encoder use the same.
 #pragma once
+#include <algorithm>
+
 #include "lowbit/linear.h"
 #include "lowbit/memory.h"
 
@@ -37,15 +39,24 @@ struct InputBuffer {
     int64_t stride = 0, k = 0, k_padded = 0;
     Compute compute = Compute::fp32;  // int8 when a reader of this buffer computes so
     void* quantized = nullptr;
+    bool read_as_floats = false;  // by a reader that does not take int8
 
     // Makes room for a product with `w`, whose k columns it reads.
     void read_by(const PackedView& w, int64_t columns, Compute wanted) {
         k = columns;
         if (w.layout.k_padded > k_padded) k_padded = w.layout.k_padded;
-        if (wanted == Compute::int8 && has_int8_compute(*w.format)) compute = Compute::int8;
+        if (wanted == Compute::int8 && has_int8_compute(*w.format))
+            compute = Compute::int8;
+        else
+            read_as_floats = true;
         stride = row_stride(k_padded > round_up(k, kPanelRows) ? k_padded : round_up(k, kPanelRows));
     }
     float* row(int64_t r) const { return data + r * stride; }
+    // Makes `values`, whose place is columns [begin, end) of a row, what products read.
+    void put(const KernelTable& kernels, const LinearInput& in, int64_t r, int64_t begin, int64_t end, const float* values) const {
+        if (read_as_floats) std::copy(values, values + (end - begin), row(r) + begin);
+        quantize_columns(kernels, in, r, begin, end, values);
+    }
     LinearInput input(int64_t rows) const {
         if (compute == Compute::int8) return linear_input(data, stride, rows, k, k_padded, compute, quantized);
         return {{data, stride, rows}, {}, k, Compute::fp32};

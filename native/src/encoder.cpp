@@ -92,13 +92,13 @@ void Encoder::Impl::plan_buffers(EncoderScratch& scratch) const {
     for (const Matrix* m : {&resolved.head_dense, &resolved.head})
         if (*m) scratch.normed.read_by(*m->weight, hidden, compute);
     scratch.x.stride = std::max(scratch.x.stride, row_stride(round_up(hidden, kPanelRows)));
-    scratch.qkv.written_by(3 * inner);
+    scratch.qkv.written_by(3 * (scratch.alone ? heads_together(spec) * spec.head_dim : inner));
     scratch.delta.written_by(hidden);
-    scratch.up.written_by(resolved.layers.front().up.weight->layout.rows);
+    scratch.up.written_by(scratch.alone ? (spec.gated ? 2 : 1) * kFfnColumns : resolved.layers.front().up.weight->layout.rows);
 }
 
 void Encoder::Impl::carve(EncoderScratch& s, Carver& carver, int64_t rows, int64_t longest, int threads) const {
-    const int64_t ffn_rows = std::min(rows, kFfnRows);
+    const int64_t ffn_rows = s.alone ? rows : std::min(rows, kFfnRows);
     for (OutputBuffer* b : {&s.qkv, &s.delta, &s.up})
         b->data = carver.take((b == &s.up ? ffn_rows : rows) * b->stride * 4);
     for (InputBuffer* b : {&s.x, &s.normed, &s.attended, &s.activated}) {
@@ -160,13 +160,14 @@ void Encoder::Impl::check(const Texts& texts) const {
 }
 
 // Rows of a chunk when every member works through chunks of its own, without barriers and taking as many as it finds time for; 0
-// where there are too few rows for that, a text is too long, or weights are unpacked at a price that many rows should share (tiles).
+// where there are too few rows for that or a text is too long.
 int64_t Encoder::Impl::member_rows(const Texts& texts, int threads) const {
-    if (threads == 1 || kernels.linear.tiles.quantize) return 0;
+    // Members compute whole panels of each head.
+    if (spec.heads * spec.head_dim % kPanelRows) return 0;
     int64_t begin = 0;
     for (int64_t i = 0; i < texts.count; begin = texts.ends[i++])
         if (texts.ends[i] - begin > kLongestMemberText) return 0;
-    const int64_t rows = std::min(kMemberRows, begin / (kChunksPerMember * threads));
+    const int64_t rows = std::min(kMemberRows, threads == 1 ? begin : begin / (kChunksPerMember * threads));
     return rows < kFewestMemberRows ? 0 : rows;
 }
 
@@ -187,7 +188,10 @@ void Encoder::Impl::pass(ThreadPool& pool, const Texts& texts, const EncoderOutp
         });
         return;
     }
-    while (member_scratch.size() < static_cast<size_t>(pool.size())) plan_buffers(member_scratch.emplace_back());
+    while (member_scratch.size() < static_cast<size_t>(pool.size())) {
+        member_scratch.emplace_back().alone = true;
+        plan_buffers(member_scratch.back());
+    }
     for (EncoderScratch& s : member_scratch) reserve(s, chunks, 1);
     std::atomic<size_t> next = 0;
     pool.run([&](Team& team) {

@@ -16,19 +16,22 @@ constexpr int64_t kQueryRows = 32;  // queries that share a pass over the keys
 constexpr int64_t kStrip = 16;      // keys that are transposed together
 constexpr int64_t kSpanBlocks = 8;  // blocks of keys whose scores stand beside each other; texts up to 512 need no more
 
-// One head of one text.
+// One head of one text: its columns in row 0 of the chunk, and where its rows of results go.
 struct Unit {
     const TextRows& text;
     int64_t head, first_query, queries;
+    const float* columns[3];  // q, k, v
+    int64_t stride;
+    float* out;
+    int64_t out_stride;
 };
 
 class HeadAttention {
 public:
-    HeadAttention(const EncoderEngine& e, int64_t layer, const LinearInput& attended, int64_t longest, float* scratch)
+    HeadAttention(const EncoderEngine& e, int64_t layer, int64_t longest, float* scratch)
         : e_(e),
           s_(e.spec),
           v_(e.kernels.vector),
-          attended_(attended),
           dim_(s_.head_dim),
           width_(round_up(s_.head_dim, kPanelRows)),
           scale_(1.0f / std::sqrt(static_cast<float>(s_.head_dim))),
@@ -53,11 +56,10 @@ public:
     }
 
 private:
-    // One head's part of q, k or v of a row, with bias.
-    void load(const TextRows& text, int64_t position, int64_t which, int64_t head, float* to) const {
-        const int64_t column = (which * s_.heads + head) * dim_;
-        std::memcpy(to, e_.scratch.qkv.row(text.first_row + position) + column, dim_ * sizeof(float));
-        if (qkv_bias_) v_.add(to, qkv_bias_ + column, 1.0f, dim_);
+    // The q, k or v of a position, with bias.
+    void load(const Unit& u, int64_t position, int64_t which, float* to) const {
+        std::memcpy(to, u.columns[which] + (u.text.first_row + position) * u.stride, dim_ * sizeof(float));
+        if (qkv_bias_) v_.add(to, qkv_bias_ + (which * s_.heads + u.head) * dim_, 1.0f, dim_);
     }
 
     void load_keys_and_values(const Unit& u) {
@@ -65,9 +67,9 @@ private:
             const int64_t count = std::min(kStrip, u.text.rows - t);
             for (int64_t i = 0; i < count; i++) {
                 float* key = rows_ + i * dim_;
-                load(u.text, t + i, 1, u.head, key);
+                load(u, t + i, 1, key);
                 if (rope_ >= 0) rotate(s_.ropes[rope_], e_.positions.at(s_, rope_, t + i), key);
-                load(u.text, t + i, 2, u.head, values_ + (t + i) * width_);
+                load(u, t + i, 2, values_ + (t + i) * width_);
             }
             // A strip of keys at a time, so that what one of them writes is a whole cache line.
             float* to = keys_ + t / kKvBlock * kKvBlock * dim_ + t % kKvBlock;
@@ -79,7 +81,7 @@ private:
     void queries(const Unit& u, int64_t first, int64_t count) {
         for (int64_t r = 0; r < count; r++) {
             float* q = q_ + r * dim_;
-            load(u.text, first + r, 0, u.head, q);
+            load(u, first + r, 0, q);
             if (rope_ >= 0) rotate(s_.ropes[rope_], e_.positions.at(s_, rope_, first + r), q);
             for (int64_t d = 0; d < dim_; d++) q[d] *= scale_;
         }
@@ -89,13 +91,10 @@ private:
                       end = reach_ ? std::min(u.text.rows, first + count + reach_) : u.text.rows;
         for (int64_t span = begin / kKvBlock * kKvBlock; span < end; span += kSpanBlocks * kKvBlock)
             attend_span(u, first, count, span, std::min(end, span + kSpanBlocks * kKvBlock));
-        const int64_t column = u.head * dim_;
         for (int64_t r = 0; r < count; r++) {
-            const int64_t row = u.text.first_row + first + r;
-            float* to = e_.scratch.attended.row(row) + column;
+            float* to = u.out + (u.text.first_row + first + r) * u.out_stride;
             const float inverse = 1.0f / sums_[r];
             for (int64_t d = 0; d < dim_; d++) to[d] = out_[r * width_ + d] * inverse;
-            if (dim_ % kActivationK == 0) quantize_columns(e_.kernels, attended_, row, column, column + dim_);
         }
     }
 
@@ -154,7 +153,6 @@ private:
     const EncoderEngine& e_;
     const EncoderSpec& s_;
     const VectorKernels& v_;
-    const LinearInput& attended_;
     const int64_t dim_, width_;
     const float scale_;
     const float* qkv_bias_;
@@ -171,23 +169,42 @@ int64_t attention_floats(const EncoderSpec& s, int64_t longest) {
            kQueryRows * (s.head_dim + width + kSpanBlocks * kKvBlock + 2) + kStrip * s.head_dim;
 }
 
-bool attend(const Team& team, const EncoderEngine& e, const TextChunk& chunk, int64_t layer,
-            const LinearInput& attended) {
+void attend(const Team& team, const EncoderEngine& e, const TextChunk& chunk, int64_t layer) {
     const EncoderSpec& s = e.spec;
-    HeadAttention head_attention(e, layer, attended, e.scratch.longest,
-                                 e.scratch.attention + team.id() * e.scratch.attention_stride);
+    const EncoderScratch& b = e.scratch;
+    HeadAttention head_attention(e, layer, b.longest, b.attention + team.id() * b.attention_stride);
     // Where heads alone do not occupy the team, queries are split too, at the price of loading the keys again.
-    const int64_t heads = static_cast<int64_t>(chunk.texts.size()) * s.heads;
+    const int64_t heads = static_cast<int64_t>(chunk.texts.size()) * s.heads, inner = s.heads * s.head_dim;
     const int64_t parts = (2 * team.size() + heads - 1) / heads;
     int64_t unit = 0;
     for (const TextRows& text : chunk.texts) {
         const int64_t step = round_up((text.rows + parts - 1) / parts, kQueryRows);
-        for (int64_t head = 0; head < s.heads; head++)
+        for (int64_t head = 0; head < s.heads; head++) {
+            const int64_t column = head * s.head_dim;
+            const float* q = b.qkv.data + column;
             for (int64_t first = 0; first < text.rows; first += step)
                 if (unit++ % team.size() == team.id())
-                    head_attention.run({text, head, first, std::min(step, text.rows - first)});
+                    head_attention.run({text, head, first, std::min(step, text.rows - first), {q, q + inner, q + 2 * inner},
+                                        b.qkv.stride, b.attended.data + column, b.attended.stride});
+        }
     }
-    return s.head_dim % kActivationK == 0;
+}
+
+int64_t heads_together(const EncoderSpec& s) {
+    int64_t heads = 1;
+    while (heads < s.heads && heads * s.head_dim % kActivationK) heads++;
+    return heads;
+}
+
+void attend_heads(const EncoderEngine& e, const TextChunk& chunk, int64_t layer, int64_t first_head, int64_t heads) {
+    const EncoderScratch& b = e.scratch;
+    HeadAttention head_attention(e, layer, b.longest, b.attention);
+    const int64_t dim = e.spec.head_dim, width = heads_together(e.spec) * dim;
+    for (const TextRows& text : chunk.texts)
+        for (int64_t head = 0; head < heads; head++) {
+            float* q = b.qkv.data + head * dim;
+            head_attention.run({text, first_head + head, 0, text.rows, {q, q + width, q + 2 * width}, b.qkv.stride, q, b.qkv.stride});
+        }
 }
 
 }  // namespace lowbit

@@ -117,20 +117,78 @@ private:
 
     void layer(int64_t index) {
         const EncoderLayer& w = w_.layers[index];
-        product(w.qkv, enter(w.attention_norm), b_.qkv);
-        mark(Phase::qkv);
-        const LinearInput attended = b_.attended.input(rows_);
-        if (!attend(team_, e_, chunk_, index, attended)) {
-            mark(Phase::attention);
-            for_share(team_, rows_, attended.k, kActivationK,
-                      [&](int64_t r, int64_t begin, int64_t end) { quantize_columns(k_, attended, r, begin, end); });
-        }
-        mark(Phase::attention);
+        const LinearInput entered = enter(w.attention_norm), attended = b_.attended.input(rows_);
+        if (b_.alone)
+            attention_by_heads(w, index, entered, attended);
+        else
+            attention(w, index, entered, attended);
         product(w.o, attended, b_.delta);
         mark(Phase::o);
         leave(w.o, w.attention_norm, 0, rows_);
         const LinearInput in = enter(w.ffn_norm);
+        if (b_.alone) return ffn_by_columns(w, in);
         for (int64_t first = 0; first < rows_; first += kFfnRows) ffn(w, in, first, std::min(kFfnRows, rows_ - first));
+    }
+
+    void attention(const EncoderLayer& w, int64_t index, const LinearInput& entered, const LinearInput& attended) {
+        product(w.qkv, entered, b_.qkv);
+        mark(Phase::qkv);
+        attend(team_, e_, chunk_, index);
+        mark(Phase::attention);
+        for_share(team_, rows_, attended.k, kActivationK,
+                  [&](int64_t r, int64_t begin, int64_t end) { quantize_columns(k_, attended, r, begin, end); });
+        mark(Phase::attention);
+    }
+
+    // A few heads at a time, so that their q, k and v stay in the cache.
+    void attention_by_heads(const EncoderLayer& w, int64_t index, const LinearInput& entered, const LinearInput& attended) {
+        const int64_t together = heads_together(s_), width = together * s_.head_dim;
+        for (int64_t head = 0; head < s_.heads; head += together) {
+            const int64_t heads = std::min(together, s_.heads - head), first = head * s_.head_dim, columns = heads * s_.head_dim;
+            for (int64_t which = 0; which < 3; which++)
+                linear_columns(k_, *w.qkv.weight, which * s_.heads * s_.head_dim + first, columns, entered,
+                               b_.qkv.data + which * width, b_.qkv.stride);
+            mark(Phase::qkv);
+            attend_heads(e_, chunk_, index, head, heads);
+            for (int64_t r = 0; r < rows_; r++) b_.attended.put(k_, attended, r, first, first + columns, b_.qkv.row(r));
+            mark(Phase::attention);
+        }
+    }
+
+    // Where the columns of `up` for columns [begin, end) of the inner layer begin, and how many they are. Gate and up alternate in
+    // whole panels, so theirs end where a panel ends.
+    Team::Range up_columns(int64_t begin, int64_t end) const {
+        const int64_t start = s_.gated ? 2 * begin : begin;
+        return {start, start + (s_.gated ? 2 * round_up(end - begin, kPanelRows) : end - begin)};
+    }
+
+    // Columns [begin, end) of the inner layer from those of `up`, which get their bias on the way.
+    void activate(const EncoderLayer& w, int64_t begin, int64_t end, float* up, float* to) const {
+        const Team::Range columns = up_columns(begin, end);
+        if (w.up.bias) k_.vector.add(up, w.up.bias + columns.begin, 1.0f, columns.end - columns.begin);
+        if (s_.gated)
+            k_.vector.activate_gated(s_.activation, up, end - begin, to);
+        else
+            k_.vector.activate(s_.activation, up, end - begin, to);
+    }
+
+    void ffn_by_columns(const EncoderLayer& w, const LinearInput& in) {
+        const LinearInput activated = b_.activated.input(rows_);
+        for (int64_t begin = 0; begin < s_.ffn_size; begin += kFfnColumns) {
+            const int64_t end = std::min(begin + kFfnColumns, s_.ffn_size);
+            const Team::Range columns = up_columns(begin, end);
+            linear_columns(k_, *w.up.weight, columns.begin, columns.end - columns.begin, in, b_.up.data, b_.up.stride);
+            mark(Phase::up);
+            float values[kFfnColumns];
+            for (int64_t r = 0; r < rows_; r++) {
+                activate(w, begin, end, b_.up.row(r), values);
+                b_.activated.put(k_, activated, r, begin, end, values);
+            }
+            mark(Phase::activate);
+        }
+        product(w.down, activated, b_.delta);
+        mark(Phase::down);
+        leave(w.down, w.ffn_norm, 0, rows_);
     }
 
     void ffn(const EncoderLayer& w, const LinearInput& in, int64_t first, int64_t count) {
@@ -138,15 +196,7 @@ private:
         mark(Phase::up);
         const LinearInput activated = b_.activated.input(count);
         for_share(team_, count, s_.ffn_size, 4 * kActivationK, [&](int64_t r, int64_t begin, int64_t end) {
-            // Gate and up alternate in whole panels, so theirs end where a panel ends.
-            const int64_t start = s_.gated ? 2 * begin : begin,
-                          width = s_.gated ? 2 * round_up(end - begin, kPanelRows) : end - begin;
-            float *to = b_.activated.row(r) + begin, *from = b_.up.row(r) + start;
-            if (w.up.bias) k_.vector.add(from, w.up.bias + start, 1.0f, width);
-            if (s_.gated)
-                k_.vector.activate_gated(s_.activation, from, end - begin, to);
-            else
-                k_.vector.activate(s_.activation, from, end - begin, to);
+            activate(w, begin, end, b_.up.row(r) + up_columns(begin, end).begin, b_.activated.row(r) + begin);
             quantize_columns(k_, activated, r, begin, end);
         });
         mark(Phase::activate);

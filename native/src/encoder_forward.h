@@ -50,11 +50,15 @@ struct PositionTables {
 // Rows that pass the MLP together: its wide buffers stay in L2 (512 took about 5 % more CPU time on bge-small).
 inline constexpr int64_t kFfnRows = 128;
 
+// Columns of the MLP's inner layer that a member alone computes before it activates them.
+inline constexpr int64_t kFfnColumns = 256;
+
 struct EncoderScratch {
     Reservation memory;
     int64_t rows = 0, longest = 0;  // longest: text
     int threads = 0;
-    OutputBuffer qkv, delta, up;  // up and activated have at most kFfnRows rows
+    bool alone = false;           // a member's own: qkv holds some heads at a time, up kFfnColumns columns
+    OutputBuffer qkv, delta, up;  // of a team, up and activated have at most kFfnRows rows
     InputBuffer x, normed, attended, activated;
     float* attention = nullptr;  // attention_floats() per thread
     int64_t attention_stride = 0;
@@ -85,9 +89,14 @@ void run_chunk(Team& team, const EncoderEngine& engine, const TextChunk& chunk);
 
 int64_t attention_floats(const EncoderSpec& spec, int64_t longest);  // scratch of one thread
 
-// Collective, no barrier inside. Attention of all rows into scratch.attended, quantised there when heads are whole
-// groups of 64 (returns true), else left to the caller.
-bool attend(const Team& team, const EncoderEngine& engine, const TextChunk& chunk, int64_t layer,
-            const LinearInput& attended);
+// Collective, no barrier inside. Attention of all rows into scratch.attended.
+void attend(const Team& team, const EncoderEngine& engine, const TextChunk& chunk, int64_t layer);
+
+// Heads whose columns are whole groups of activations together, or all heads.
+int64_t heads_together(const EncoderSpec& spec);
+
+// By one member alone: `heads` heads from `first_head`, whose q, k and v stand beside each other in scratch.qkv, each
+// heads_together() heads wide. The results take the place of q.
+void attend_heads(const EncoderEngine& engine, const TextChunk& chunk, int64_t layer, int64_t first_head, int64_t heads);
 
 }  // namespace lowbit

@@ -29,11 +29,10 @@ constexpr int64_t kSweepRows = 512;
 // The panels of y that a member of the team computes.
 Team::Range share(const Team& team, const PackedView& w) { return team.slice(w.layout.panels, kPanelGroup); }
 
-// Runs the kernels over this member's panels: as many rows as there are full blocks of by `many` (null: none), what remains
-// by `few`, kMaxKernelRows rows at a time.
+// Runs the kernels over some panels: as many rows as there are full blocks of by `many` (null: none), what remains by `few`,
+// kMaxKernelRows rows at a time.
 template <class Few, class Many, class Rows>
-void run(Team& team, Few few, Many many, ManyRows rows, const PackedView& w, const Rows& x, float* y, int64_t y_stride) {
-    const Team::Range mine = share(team, w);
+void run(Few few, Many many, ManyRows rows, const PackedView& w, Team::Range mine, const Rows& x, float* y, int64_t y_stride) {
     int64_t done = 0;
     if (many && x.m >= rows.from) {
         alignas(kLine) uint8_t scratch[kManyScratch];
@@ -50,6 +49,15 @@ void run(Team& team, Few few, Many many, ManyRows rows, const PackedView& w, con
             few(w, p, panels, x, row, m, y + row * y_stride, y_stride);
         }
     }
+}
+
+void run_panels(const KernelTable& kernels, const PackedView& w, Team::Range panels, const LinearInput& x, float* y, int64_t y_stride) {
+    const int id = static_cast<int>(w.format->id);
+    const LinearKernels& k = kernels.linear;
+    if (x.compute == Compute::int8 && k.int8[id])
+        run(k.int8[id], k.int8_many[id], k.tiles ? kTiles : kInterleaved, w, panels, x.quantized, y, y_stride);
+    else
+        run(k.fp32[id], k.fp32_many[id], kInterleaved, w, panels, x.rows, y, y_stride);
 }
 
 void add_bias(Team& team, const PackedView& w, const float* bias, int64_t m, float* y, int64_t y_stride) {
@@ -95,15 +103,16 @@ RowPlace row_place(const LinearKernels& kernels, int64_t m, int64_t row) {
     return {block, row - block, interleave_width(m - block), 4};
 }
 
-void quantize_columns(const KernelTable& kernels, const LinearInput& input, int64_t row, int64_t begin, int64_t end) {
+void quantize_columns(const KernelTable& kernels, const LinearInput& input, int64_t row, int64_t begin, int64_t end,
+                      const float* values) {
     if (input.compute != Compute::int8) return;
     const QuantizedRows& q = input.quantized;
     const int64_t padded_end = end == input.k ? q.k_padded : end;
     const RowPlace at = row_place(kernels.linear, q.m, row);
     const int64_t first = at.block * q.k_padded + begin * at.width;
-    kernels.linear.quantize_row(input.rows.data + row * input.rows.stride + begin, end - begin, padded_end - begin, at.width,
-                                q.codes + first + at.lane * at.together, q.scales + first / kActivationK + at.lane,
-                                q.sums + first / kAtomK + at.lane);
+    if (!values) values = input.rows.data + row * input.rows.stride + begin;
+    kernels.linear.quantize_row(values, end - begin, padded_end - begin, at.width, q.codes + first + at.lane * at.together,
+                                q.scales + first / kActivationK + at.lane, q.sums + first / kAtomK + at.lane);
 }
 
 void prepare_input(Team& team, const KernelTable& kernels, LinearInput& input) {
@@ -118,13 +127,14 @@ void prepare_input(Team& team, const KernelTable& kernels, LinearInput& input) {
 
 void linear(Team& team, const KernelTable& kernels, const PackedView& w, const float* bias, const LinearInput& x, float* y,
             int64_t y_stride) {
-    const int id = static_cast<int>(w.format->id);
-    const LinearKernels& k = kernels.linear;
-    if (x.compute == Compute::int8 && k.int8[id])
-        run(team, k.int8[id], k.int8_many[id], k.tiles ? kTiles : kInterleaved, w, x.quantized, y, y_stride);
-    else
-        run(team, k.fp32[id], k.fp32_many[id], kInterleaved, w, x.rows, y, y_stride);
+    run_panels(kernels, w, share(team, w), x, y, y_stride);
     if (bias) add_bias(team, w, bias, x.rows.m, y, y_stride);
+}
+
+void linear_columns(const KernelTable& kernels, const PackedView& w, int64_t first, int64_t columns, const LinearInput& x, float* y,
+                    int64_t y_stride) {
+    const Team::Range panels = {first / kPanelRows, (first + columns + kPanelRows - 1) / kPanelRows};
+    run_panels(kernels, w, panels, x, y - first, y_stride);
 }
 
 }  // namespace lowbit

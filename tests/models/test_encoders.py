@@ -191,6 +191,16 @@ def test_many_texts_fill_several_chunks():
         assert np.abs(alone[0] - together[i]).max() <= 1e-5
 
 
+@pytest.mark.parametrize(("low_bit", "compute"), [("fp32", "fp32"), ("sym_int8", "int8"), ("sym_int4", "int8")])
+def test_members_that_work_alone_compute_what_the_team_does(pair, low_bit, compute):
+    """From some 500 rows on, each thread takes texts of its own; a text by itself is shared by the team."""
+    texts, encoder = pair.texts(tuple(1 + 37 * i % 79 for i in range(24))), pair.encoder(low_bit, compute)
+    by_team = [ops.hidden_states(encoder, *packed([text], None), ops.pool(2)) for text in texts]
+    for threads in (1, 2, 3):
+        alone = ops.hidden_states(encoder, *packed(texts, None), ops.pool(threads))
+        assert np.array_equal(alone, np.concatenate(by_team))
+
+
 @pytest.mark.parametrize("case", ["bert", "mpnet", "modernbert"])
 def test_long_texts(case):
     """Longer than the 512 keys whose scores are kept together, and than a chunk of 1024 rows."""

@@ -61,7 +61,7 @@ using LinearFp32 = void (*)(const PackedView& w, int64_t first_panel, int64_t pa
 // The same for any multiple of kMaxKernelRows rows (LinearKernels::tiles: of kTileBlockRows), equal to the last bit; `scratch` has
 // kManyScratch bytes, 64-byte aligned.
 inline constexpr int kManyGroup = 256;  // largest group_size but per row
-inline constexpr int64_t kManyScaleBytes = 2 * 3 * kPanelRows * 16 * 4, kManySumBytes = 3072,
+inline constexpr int64_t kManyScaleBytes = 2 * 3 * kPanelRows * 16 * 4, kManySumBytes = 4096,
                          kManyScratch = kManyScaleBytes + 3 * kPanelRows * kManyGroup * 4 + kManySumBytes;
 using LinearInt8Many = void (*)(const PackedView& w, int64_t first_panel, int64_t panels, const QuantizedRows& x,
                                 int64_t first_row, int64_t m, float* y, int64_t y_stride, uint8_t* scratch);

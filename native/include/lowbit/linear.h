@@ -26,16 +26,18 @@ LinearInput linear_input(const float* x, int64_t x_stride, int64_t m, int64_t k,
 
 // Where a row of m stands in QuantizedRows: code k of `row` at
 //   codes[block * k_padded + k / together * together * width + lane * together + k % together],
-// group g of it at [block * k_padded / 32 + g * width + lane] of scales and sums.
+// its scale of group g at scales[block * k_padded / 64 + g * width + lane], its sum of atom a at sums[block * k_padded / 32 +
+// a * width + lane].
 struct RowPlace {
     int64_t block, lane;  // first row of its block, its place there
     int width, together;
 };
 RowPlace row_place(const LinearKernels& kernels, int64_t m, int64_t row);
 
-// Quantises columns [begin, end) of one row (no-op for fp32); begin is a multiple of 32, end too or k (then the padding is
-// written). Not collective: members may do disjoint parts in any order.
-void quantize_columns(const KernelTable& kernels, const LinearInput& input, int64_t row, int64_t begin, int64_t end);
+// Quantises columns [begin, end) of one row (no-op for fp32); begin is a multiple of kActivationK, end too or k (then the padding is
+// written). Not collective: members may do disjoint parts in any order. The values are those of the row, or stand at `values`.
+void quantize_columns(const KernelTable& kernels, const LinearInput& input, int64_t row, int64_t begin, int64_t end,
+                      const float* values = nullptr);
 
 // Collective: quantises the rows (no-op for fp32). Ends without a barrier: callers put one before linear().
 void prepare_input(Team& team, const KernelTable& kernels, LinearInput& input);
@@ -44,5 +46,10 @@ void prepare_input(Team& team, const KernelTable& kernels, LinearInput& input);
 // columns past rows are scratch. No barrier inside. A format without int8 compute falls back to fp32 by itself.
 void linear(Team& team, const KernelTable& kernels, const PackedView& w, const float* bias, const LinearInput& x, float* y,
             int64_t y_stride);
+
+// By one member alone: y[m][y_stride] = columns [first, first + columns) of x W^T. first is a multiple of 16, and y has
+// room for whole panels of 16 columns. Equal to linear() to the last bit.
+void linear_columns(const KernelTable& kernels, const PackedView& w, int64_t first, int64_t columns, const LinearInput& x, float* y,
+                    int64_t y_stride);
 
 }  // namespace lowbit

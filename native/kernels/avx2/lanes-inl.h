@@ -60,7 +60,8 @@ inline Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
 inline Floats multiply(Floats a, const float* b) { return _mm256_mul_ps(a, _mm256_set1_ps(*b)); }
 inline Floats to_floats(Ints v) { return _mm256_cvtepi32_ps(v); }
 inline void store(float* p, Floats v) { _mm256_storeu_ps(p, v); }
-inline void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+// Not _mm_prefetch: gcc 12 takes a lambda that does nothing else for one without effects, and drops its calls.
+inline void prefetch(const uint8_t* p) { asm volatile("prefetcht0 %0" : : "m"(*p)); }
 
 inline float horizontal_sum(Floats v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));

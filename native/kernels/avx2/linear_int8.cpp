@@ -62,6 +62,7 @@ struct Dot {
 #include "shared/int8-inl.h"
 
 constexpr int kTileRows = 2, kTileVectors = 3, kStripPanels = 3;
+constexpr int kIntegerBlockK = 512;  // 24 KB for three panels
 #include "shared/many-inl.h"
 
 // Formats of large signed weights all go to int32 at once.

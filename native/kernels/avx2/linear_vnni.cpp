@@ -37,6 +37,7 @@ struct Dot {
 #include "shared/int8-inl.h"
 
 constexpr int kTileRows = 4, kTileVectors = 3, kStripPanels = 3;
+constexpr int kIntegerBlockK = 512;  // 24 KB for three panels
 #include "shared/many-inl.h"
 
 template <FormatId id>

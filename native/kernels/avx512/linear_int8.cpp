@@ -50,6 +50,7 @@ struct Dot {
 #include "shared/int8-inl.h"
 
 constexpr int kTileRows = 8, kTileVectors = 2, kStripPanels = 2;  // three are 4-7 % slower: more sums to settle at once
+constexpr int kIntegerBlockK = 768;  // 24 KB for two panels; 512: 3 to 5 % slower
 #include "shared/many-inl.h"
 
 template <FormatId id>

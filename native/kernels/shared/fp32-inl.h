@@ -21,9 +21,10 @@ struct Fp32Product {
         float sum(int i, int64_t k, int count) const { return sum_of(x[i] + k, count); }
     };
 
-    template <int M, int P, int>
+    template <int M, int P, int, class Fetch>
     static ALWAYS_INLINE void add_atoms(const uint8_t* const (&atom)[P], int half, const Input<M>& x, int64_t k,
-                                       Floats (&part)[P][M]) {
+                                       Floats (&part)[P][M], Fetch fetch) {
+        for_each_index<kQuads>(fetch);
         // One sum per output whatever M is: a row's result does not depend on the batch it is in.
         Floats sum[P][M];
         UNROLL for (int p = 0; p < P; p++)

@@ -38,10 +38,11 @@ struct Int8Product {
         }
     };
 
-    // part[p][i] += products of one half of `atoms` atoms of P panels with rows i of x at k, which share a scale.
-    template <int M, int P, int atoms>
+    // part[p][i] += products of one half of `atoms` atoms of P panels with rows i of x at k, which share a scale. Calls fetch for every
+    // quad.
+    template <int M, int P, int atoms, class Fetch>
     static ALWAYS_INLINE void add_atoms(const uint8_t* const (&atom)[P], int half, const Input<M>& x, int64_t k,
-                                       Floats (&part)[P][M]) {
+                                       Floats (&part)[P][M], Fetch fetch) {
         constexpr int bits = kFormat<id>.bits;
         const int8_t* codes = x.codes + k * M;
         const float* scales = x.scales + k / kActivationK * M;
@@ -53,6 +54,7 @@ struct Int8Product {
         }
         for_each_index<kQuads * atoms>([&](auto j) INLINE_LAMBDA {
             constexpr int quad = decltype(j)::value, in_atom = quad % kQuads, offset = quad / kQuads * kAtomBytes<id>;
+            fetch(j);
             const auto weights = [&](int p) INLINE_LAMBDA {
                 const uint8_t* low = atom[p] + offset;
                 return to_integers<id>(code_quad<bits, in_atom>(low, low + kHighPlane<bits>, half));

@@ -1,11 +1,12 @@
 // Many rows in int8 compute, included behind int8-inl.h and many-inl.h. The including file provides
+//   kIntegerBlockK: k of a strip that are unpacked at once, so that they stay in L1;
 //   kLike<id>: a format whose unpacked integers are multiplied by the same instructions, so that formats share tiles.
 
 template <FormatId id>
 struct Int8Many {
     using Rows = QuantizedRows;
     static constexpr float factor = kInteger<id>.factor;
-    static constexpr int kBlockK = 512;  // of a strip: 16 or 24 KB
+    static constexpr int kBlockK = kIntegerBlockK;
     static constexpr int kLineBytes = kLine, kAtomLines = kQuads;
 
     static ALWAYS_INLINE void unpack_atom(const uint8_t* atom, uint8_t* to, int line) {

@@ -10,7 +10,6 @@ __attribute__((noinline)) void int8_tile(const Strip& s, int vector, const Quant
     const int8_t* codes = x.codes + block * x.k_padded + s.first_atom * kAtomK * width + 4 * lane;
     const float* scales = x.scales + block * (x.k_padded / kActivationK) + lane;  // of the whole row
     const int32_t* sums = x.sums + block * (x.k_padded / kAtomK) + lane;
-    const int64_t next_block = row + width < x.m ? width * x.k_padded : 0;  // prefetched: the rows of the next tiles
     const uint8_t* weights = s.weights + vector * kQuadBytes;
     const float *group_scales = s.scales + vector * kLanes, *group_mins = s.mins + vector * kLanes;
 
@@ -36,11 +35,6 @@ __attribute__((noinline)) void int8_tile(const Strip& s, int vector, const Quant
                     UNROLL for (int v = 0; v < V; v++) dot[i][v].template add<quad>(w[v], four);
                 }
             });
-            UNROLL for (int i = 0; i < together * kAtomK * R / kLine; i++)
-                prefetch(reinterpret_cast<const uint8_t*>(codes + next_block + i * kLine));
-            prefetch(reinterpret_cast<const uint8_t*>(scale + next_block / kActivationK));
-            prefetch(reinterpret_cast<const uint8_t*>(sum + next_block / kAtomK));
-
             const auto drain = [&](auto is_first, auto is_last) INLINE_LAMBDA {
                 constexpr bool opens = decltype(is_first)::value, closes = decltype(is_last)::value;
                 [[maybe_unused]] float x_sum[R];  // of the group

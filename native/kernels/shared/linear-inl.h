@@ -80,11 +80,16 @@ void block(const PackedView& w, int64_t first, int64_t last, const typename Prod
                     int64_t i = 0;
                     const auto add = [&](auto number) INLINE_LAMBDA {
                         constexpr int together = decltype(number)::value;
-                        if (h == 0)
-                            UNROLL for (int p = 0; p < P; p++)
-                                UNROLL for (int64_t line = 0; line < together * atom_bytes; line += kLine)
-                                    prefetch(atom[p] + ahead + line);
-                        Product::template add_atoms<M, P, together>(atom, h, x, k + i * kAtomK, part[h]);
+                        // A few lines per quad: a burst of them would hold up the loads behind it.
+                        const auto fetch = [&](auto j) INLINE_LAMBDA {
+                            constexpr int64_t quad = decltype(j)::value, first = quad * atom_bytes / kQuads,
+                                              end = (quad + 1) * atom_bytes / kQuads;
+                            if (h == 0)
+                                UNROLL for (int p = 0; p < P; p++)
+                                    UNROLL for (int64_t at = (first + kLine - 1) / kLine * kLine; at < end; at += kLine)
+                                        prefetch(atom[p] + ahead + at);
+                        };
+                        Product::template add_atoms<M, P, together>(atom, h, x, k + i * kAtomK, part[h], fetch);
                         UNROLL for (int p = 0; p < P; p++) atom[p] += together * atom_bytes;
                         i += together;
                     };

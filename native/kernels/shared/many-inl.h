@@ -105,7 +105,8 @@ void strip(const PackedView& w, int64_t panel, const typename Many::Rows& x, int
     s.per_row = s.group_atoms > kManyGroup / kAtomK;
     s.pairs = sums_pairs(l);
     const int64_t all = l.k_padded / kAtomK;
-    const int64_t step = s.per_row || Many::kBlockK / kAtomK > s.group_atoms ? Many::kBlockK / kAtomK : s.group_atoms;
+    constexpr int64_t block = Many::kBlockK / kAtomK;
+    const int64_t step = s.per_row ? block : block > s.group_atoms ? block / s.group_atoms * s.group_atoms : s.group_atoms;
     float* scales = reinterpret_cast<float*>(scratch);
     uint8_t* weights = scratch + kManyScaleBytes;
     s.sums = reinterpret_cast<float*>(scratch + kManyScratch - kManySumBytes);
