@@ -32,7 +32,7 @@ def eights(w: Packed, x: np.ndarray, tier: str) -> np.ndarray:
 
 SHAPES = [  # group size, rows, k, m: ragged everything, groups shorter and longer than a run, several blocks of k
     (32, 16, 32, 16), (64, 33, 100, 17), (128, 47, 512, 31), (256, 64, 1030, 32), (0, 70, 1300, 43), (64, 1, 520, 33),
-    (32, 40, 1600, 48), (0, 17, 96, 16), (128, 30, 1100, 24), (256, 50, 2100, 18), (64, 17, 600, 530),
+    (32, 40, 1600, 48), (0, 17, 96, 16), (0, 20, 1056, 18), (128, 30, 1100, 24), (256, 50, 2100, 18), (64, 9, 600, 530),
 ]  # fmt: skip
 
 

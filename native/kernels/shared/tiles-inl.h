@@ -3,7 +3,7 @@
 // the atoms that int8_tile-inl.h adds up as integers: 64 k, or 32 (half-filled tiles) where a group of weights ends between them. What
 // follows, scale by scale, is what is done there in the same order, so results are equal to the last bit.
 
-constexpr int kRunUnits = 2;  // of a group, whose sums are kept before they are scaled: 2 x 4 KB in L1
+constexpr int kRunUnits = 2;  // whose sums are kept before they are scaled: 2 x 4 KB in L1
 
 // 16 rows of sums, of one unit, for V panels.
 template <int V>
@@ -38,20 +38,32 @@ ALWAYS_INLINE void multiply_unit(const int8_t* codes, const uint8_t* weights, in
     if constexpr (V == 2) tile_store<1>(dots.at[0] + kPanelRows, V * kLine);
 }
 
-// Units [first, first + count) of a block of k, all of one group.
+// Units [first, first + count) of a block of k: of one group, or a group each.
 struct Run {
     int64_t first;
     int count;
     bool opens, closes;  // begins, ends a group
+    bool groups;         // a group each
 
     static Run from(const Strip& s, int64_t first) {
         const int64_t group = s.units(s.group_atoms), in_group = (s.per_row ? s.units(s.first_atom) + first : first) % group;
-        int64_t count = group - in_group;
+        const bool groups = group == 1;
+        int64_t count = groups ? kRunUnits : group - in_group;
         if (count > s.units(s.atoms) - first) count = s.units(s.atoms) - first;
         if (count > kRunUnits) count = kRunUnits;
-        return {first, static_cast<int>(count), in_group == 0, in_group + count == group};
+        return {first, static_cast<int>(count), in_group == 0, groups || in_group + count == group, groups};
     }
 };
+
+// scale x sum of the activations of atoms [begin, end), a lane per row; scales and sums of 16 rows as tiles have them.
+inline Floats sums_of_atoms(const float* scales, const int32_t* sums, int64_t begin, int64_t end) {
+    Floats sum = zero();
+    for (int64_t a = begin; a < end; a++) {
+        const Floats of_atom = to_floats(load_quad(reinterpret_cast<const uint8_t*>(sums + a * kTileRows)));
+        sum = add(sum, _mm512_mul_ps(load(scales + a * kAtomK / kActivationK * kTileRows), of_atom));
+    }
+    return sum;
+}
 
 // kTileRows rows from `row` of blocks of x that stand as tiles, times V panels of a strip.
 template <FormatId like, int V>
@@ -77,48 +89,53 @@ __attribute__((noinline)) void int8_tile(const Strip& s, int vector, const Quant
     const TileSums<V> t(s);
     t.begin(s, y, y_stride, row + R >= x.m);
     // Scales the sums of a run in the order of int8_tile-inl.h: unit by unit into the group's part, then that into the total.
-    const auto scale_run = [&](const Run& run, int side, auto number, auto is_first, auto is_last) INLINE_LAMBDA {
+    const auto scale_run = [&](const Run& run, int side, auto number, auto is_first, auto is_last, auto are_groups) INLINE_LAMBDA {
         constexpr int count = decltype(number)::value;
-        constexpr bool opens = decltype(is_first)::value, closes = decltype(is_last)::value;
-        const int64_t first = s.first_atom + run.first * together;
-        [[maybe_unused]] float sum[R];
+        constexpr bool opens = decltype(is_first)::value, closes = decltype(is_last)::value, each = decltype(are_groups)::value;
+        constexpr int groups = each ? count : 1;  // that end here
+        const int64_t first = s.first_atom + run.first * together, group_lanes = s.vectors * kLanes;
+        alignas(kLine) [[maybe_unused]] float x_sum[groups][R];
         if constexpr (closes && has_min) {
-            UNROLL for (int i = 0; i < R; i++) sum[i] = 0;
-            const int64_t end = first + count * together;
-            for (int64_t a = end - s.units(s.group_atoms) * together; a < end; a++)
-                UNROLL for (int i = 0; i < R; i++) sum[i] += scales[a / kPair * R + i] * static_cast<float>(sums[a * R + i]);
+            UNROLL for (int g = 0; g < groups; g++) {
+                const int64_t end = first + (each ? g + 1 : count) * together;
+                store(x_sum[g], sums_of_atoms(scales, sums, end - s.units(s.group_atoms) * together, end));
+            }
         }
         const float* unit_scales[count];
         UNROLL for (int u = 0; u < count; u++) unit_scales[u] = scales + (first + u * together) / kPair * R;
         NO_UNROLL for (int i = 0; i < R; i++)
             UNROLL for (int v = 0; v < V; v++) {
                 float *part = t.part + t.at(i, v), *total = t.total + t.at(i, v);
+                [[maybe_unused]] Floats sum_so_far = closes ? load(total) : zero();
                 Floats p{};
                 UNROLL for (int u = 0; u < count; u++) {
                     const auto* dot = reinterpret_cast<const uint8_t*>(dots[side][u].at[i] + v * kPanelRows);
                     const Floats d = to_floats(load_quad(dot));
                     const float* scale = unit_scales[u] + i;
-                    p = u == 0 && opens ? multiply(d, scale) : fma(d, broadcast(scale), u == 0 ? load(part) : p);
+                    const bool begins = each || (u == 0 && opens);
+                    p = begins ? multiply(d, scale) : fma(d, broadcast(scale), u == 0 ? load(part) : p);
+                    if (!closes || (!each && u + 1 < count)) continue;
+                    const int64_t of_group = (each ? u : 0) * group_lanes + v * kLanes;
+                    sum_so_far = fma(p, load(group_scales + of_group), sum_so_far);
+                    if constexpr (has_min)
+                        sum_so_far = fma(load(group_mins + of_group), broadcast(x_sum[each ? u : 0] + i), sum_so_far);
                 }
-                if constexpr (closes) {
-                    Floats sum_so_far = fma(p, load(group_scales + v * kLanes), load(total));
-                    if constexpr (has_min) sum_so_far = fma(load(group_mins + v * kLanes), broadcast(sum + i), sum_so_far);
-                    store(total, sum_so_far);
-                } else {
-                    store(part, p);
-                }
+                store(closes ? total : part, closes ? sum_so_far : p);
             }
         if constexpr (closes) {
-            group_scales += s.vectors * kLanes;
-            group_mins += s.vectors * kLanes;
+            group_scales += groups * group_lanes;
+            group_mins += groups * group_lanes;
         }
     };
     const auto settle = [&](const Run& run, int side) {
+        constexpr Index<0> no{};
+        constexpr Index<1> yes{};
         const auto with = [&](auto number) INLINE_LAMBDA {
-            if (run.opens && run.closes) scale_run(run, side, number, Index<1>{}, Index<1>{});
-            else if (run.opens) scale_run(run, side, number, Index<1>{}, Index<0>{});
-            else if (run.closes) scale_run(run, side, number, Index<0>{}, Index<1>{});
-            else scale_run(run, side, number, Index<0>{}, Index<0>{});
+            if (run.groups) scale_run(run, side, number, yes, yes, yes);
+            else if (run.opens && run.closes) scale_run(run, side, number, yes, yes, no);
+            else if (run.opens) scale_run(run, side, number, yes, no, no);
+            else if (run.closes) scale_run(run, side, number, no, yes, no);
+            else scale_run(run, side, number, no, no, no);
         };
         static_assert(kRunUnits == 2);
         if (run.count == 2) with(Index<2>{});
@@ -129,7 +146,7 @@ __attribute__((noinline)) void int8_tile(const Strip& s, int vector, const Quant
     multiply_run(run, 0);
     for (int side = 0; run.first < units; side ^= 1) {
         const int64_t end = run.first + run.count;
-        const Run next = end < units ? Run::from(s, end) : Run{end, 0, false, false};
+        const Run next = end < units ? Run::from(s, end) : Run{end, 0, false, false, false};
         multiply_run(next, side ^ 1);
         settle(run, side);
         run = next;
