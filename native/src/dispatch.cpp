@@ -9,13 +9,14 @@ namespace {
 struct Registered {
     Tier tier;
     LinearKernels (*linear)();
-    VectorKernels (*vector)();  // null: none of its own
+    VectorKernels (*vector)();            // null: none of its own
+    QueryLaneKernels (*query_lanes)();    // null: none of its own
 };
 constexpr Registered kTiers[] = {
-    {Tier::scalar, scalar::linear_kernels, scalar::vector_kernels},
-    {Tier::avx2, avx2::linear_kernels, avx2::vector_kernels},
-    {Tier::avx512, avx512::linear_kernels, avx512::vector_kernels},
-    {Tier::amx, amx::linear_kernels, nullptr},
+    {Tier::scalar, scalar::linear_kernels, scalar::vector_kernels, scalar::query_lane_kernels},
+    {Tier::avx2, avx2::linear_kernels, avx2::vector_kernels, avx2::query_lane_kernels},
+    {Tier::avx512, avx512::linear_kernels, avx512::vector_kernels, avx512::query_lane_kernels},
+    {Tier::amx, amx::linear_kernels, nullptr, nullptr},
 };
 
 template <class F>
@@ -56,6 +57,7 @@ std::array<KernelTable, 4> merge() {
             if (static_cast<int>(r.tier) != tier || !tier_available(r.tier)) continue;
             overlay(table.linear, r.linear());
             if (r.vector) overlay(table.vector, r.vector());
+            if (r.query_lanes) table.query_lanes = r.query_lanes();
         }
         table.tier = static_cast<Tier>(tier);
         merged[tier] = table;

@@ -1,6 +1,7 @@
-// Attention inside each text: a head of a text is a unit of work. Its keys are transposed and its values copied into
-// blocks once; then the softmax runs over the blocks, so that scores need no more room for long texts (Milakov &
-// Gimelshein 2018, "Online normalizer calculation for softmax").
+// Attention inside each text: a head of a text is a unit of work, 32 queries a step of it, with the queries in lanes (kernels.h). Keys
+// and values are read where the product left them; only keys that are rotated are copied. The softmax runs over spans of keys, so
+// that scores need no more room for long texts (Milakov & Gimelshein 2018, "Online normalizer calculation for softmax").
+// A bias of the keys adds the same to all scores of a query, which a softmax does not see; that of the values adds itself to a mean.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -12,9 +13,8 @@
 namespace lowbit {
 namespace {
 
-constexpr int64_t kQueryRows = 32;  // queries that share a pass over the keys
-constexpr int64_t kStrip = 16;      // keys that are transposed together
-constexpr int64_t kSpanBlocks = 8;  // blocks of keys whose scores stand beside each other; texts up to 512 need no more
+constexpr int64_t kSpan = 512;     // keys whose scores stand beside each other; texts up to 512 need no more
+constexpr float kOutside = -1e30f;  // the score of a key out of reach
 
 // One head of one text: its columns in row 0 of the chunk, and where its rows of results go.
 struct Unit {
@@ -28,157 +28,124 @@ struct Unit {
 
 class HeadAttention {
 public:
-    HeadAttention(const EncoderEngine& e, int64_t layer, int64_t longest, float* scratch)
+    HeadAttention(const EncoderEngine& e, int64_t layer, float* scratch)
         : e_(e),
           s_(e.spec),
-          v_(e.kernels.vector),
+          k_(e.kernels.query_lanes),
           dim_(s_.head_dim),
-          width_(round_up(s_.head_dim, kPanelRows)),
           scale_(1.0f / std::sqrt(static_cast<float>(s_.head_dim))),
           qkv_bias_(e.weights.layers[layer].qkv.bias),
           rope_(s_.layer_rope.empty() ? -1 : s_.layer_rope[layer]),
           reach_(s_.layer_reach.empty() ? 0 : s_.layer_reach[layer]) {
-        const int64_t positions = round_up(longest, kKvBlock);
-        keys_ = scratch;
-        values_ = keys_ + positions * dim_;
-        q_ = values_ + positions * width_;
-        out_ = q_ + kQueryRows * dim_;
-        scores_ = out_ + kQueryRows * width_;
-        largest_ = scores_ + kSpanBlocks * kQueryRows * kKvBlock;
-        sums_ = largest_ + kQueryRows;
-        rows_ = sums_ + kQueryRows;
+        q_ = scratch;
+        out_ = q_ + dim_ * kQueryLanes;
+        scores_ = out_ + dim_ * kQueryLanes;
+        largest_ = scores_ + kSpan * kQueryLanes;
+        sums_ = largest_ + kQueryLanes;
+        shrink_ = sums_ + kQueryLanes;
+        rotated_queries_ = shrink_ + kQueryLanes;
+        rotated_keys_ = rotated_queries_ + kQueryLanes * dim_;
     }
 
     void run(const Unit& u) {
-        load_keys_and_values(u);
-        for (int64_t at = 0; at < u.queries; at += kQueryRows)
-            queries(u, u.first_query + at, std::min(kQueryRows, u.queries - at));
+        Rows keys = rows(u, 1), values = rows(u, 2);
+        if (rope_ >= 0) {
+            rotate_rows(keys, bias(u, 1), 0, u.text.rows, rotated_keys_);
+            keys = {rotated_keys_, dim_};
+        }
+        for (int64_t at = 0; at < u.queries; at += kQueryLanes)
+            queries(u, keys, values, u.first_query + at, std::min<int64_t>(kQueryLanes, u.queries - at));
     }
 
 private:
-    // The q, k or v of a position, with bias.
-    void load(const Unit& u, int64_t position, int64_t which, float* to) const {
-        std::memcpy(to, u.columns[which] + (u.text.first_row + position) * u.stride, dim_ * sizeof(float));
-        if (qkv_bias_) v_.add(to, qkv_bias_ + (which * s_.heads + u.head) * dim_, 1.0f, dim_);
+    // A matrix whose row i belongs to position i of the text.
+    struct Rows {
+        const float* data;
+        int64_t stride;
+        const float* at(int64_t position) const { return data + position * stride; }
+    };
+
+    static Rows rows(const Unit& u, int64_t which) { return {u.columns[which] + u.text.first_row * u.stride, u.stride}; }
+
+    const float* bias(const Unit& u, int64_t which) const {
+        return qkv_bias_ ? qkv_bias_ + (which * s_.heads + u.head) * dim_ : nullptr;
     }
 
-    void load_keys_and_values(const Unit& u) {
-        for (int64_t t = 0; t < u.text.rows; t += kStrip) {
-            const int64_t count = std::min(kStrip, u.text.rows - t);
-            for (int64_t i = 0; i < count; i++) {
-                float* key = rows_ + i * dim_;
-                load(u, t + i, 1, key);
-                if (rope_ >= 0) rotate(s_.ropes[rope_], e_.positions.at(s_, rope_, t + i), key);
-                load(u, t + i, 2, values_ + (t + i) * width_);
-            }
-            // A strip of keys at a time, so that what one of them writes is a whole cache line.
-            float* to = keys_ + t / kKvBlock * kKvBlock * dim_ + t % kKvBlock;
-            for (int64_t d = 0; d < dim_; d++)
-                for (int64_t i = 0; i < kStrip; i++) to[d * kKvBlock + i] = rows_[i * dim_ + d];
+    // to[i] = position first + i with its bias, rotated.
+    void rotate_rows(const Rows& from, const float* bias, int64_t first, int64_t count, float* to) const {
+        for (int64_t i = 0; i < count; i++, to += dim_) {
+            std::memcpy(to, from.at(first + i), dim_ * sizeof(float));
+            if (bias) e_.kernels.vector.add(to, bias, 1.0f, dim_);
+            rotate(s_.ropes[rope_], e_.positions.at(s_, rope_, first + i), to);
         }
     }
 
-    void queries(const Unit& u, int64_t first, int64_t count) {
-        for (int64_t r = 0; r < count; r++) {
-            float* q = q_ + r * dim_;
-            load(u, first + r, 0, q);
-            if (rope_ >= 0) rotate(s_.ropes[rope_], e_.positions.at(s_, rope_, first + r), q);
-            for (int64_t d = 0; d < dim_; d++) q[d] *= scale_;
+    void queries(const Unit& u, const Rows& keys, const Rows& values, int64_t first, int64_t count) {
+        if (rope_ >= 0) {
+            rotate_rows(rows(u, 0), bias(u, 0), first, count, rotated_queries_);
+            k_.from_rows(rotated_queries_, dim_, count, dim_, nullptr, scale_, q_);
+        } else {
+            k_.from_rows(rows(u, 0).at(first), u.stride, count, dim_, bias(u, 0), scale_, q_);
         }
-        std::memset(out_, 0, count * width_ * sizeof(float));
-        std::memset(sums_, 0, count * sizeof(float));
+        std::fill_n(out_, dim_ * kQueryLanes, 0.0f);
+        std::fill_n(sums_, kQueryLanes, 0.0f);
+        std::fill_n(largest_, kQueryLanes, kOutside);
         const int64_t begin = reach_ ? std::max<int64_t>(0, first - reach_) : 0,
                       end = reach_ ? std::min(u.text.rows, first + count + reach_) : u.text.rows;
-        for (int64_t span = begin / kKvBlock * kKvBlock; span < end; span += kSpanBlocks * kKvBlock)
-            attend_span(u, first, count, span, std::min(end, span + kSpanBlocks * kKvBlock));
-        for (int64_t r = 0; r < count; r++) {
-            float* to = u.out + (u.text.first_row + first + r) * u.out_stride;
-            const float inverse = 1.0f / sums_[r];
-            for (int64_t d = 0; d < dim_; d++) to[d] = out_[r * width_ + d] * inverse;
+        for (int64_t span = begin; span < end; span += kSpan) {
+            const int64_t length = std::min(kSpan, end - span);
+            k_.scores(q_, keys.at(span), keys.stride, length, dim_, scores_);
+            if (!s_.relative_buckets.empty()) add_relative_bias(u.head, span - first, length);
+            if (reach_) leave_out(span - first, length);
+            k_.softmax(scores_, length, largest_, sums_, shrink_);
+            k_.values(scores_, values.at(span), values.stride, length, dim_, shrink_, out_);
         }
+        k_.to_rows(out_, sums_, count, dim_, bias(u, 2), u.out + (u.text.first_row + first) * u.out_stride, u.out_stride);
     }
 
-    // Queries [first, first + count) with the keys [span, end), span being the start of a block.
-    void attend_span(const Unit& u, int64_t first, int64_t count, int64_t span, int64_t end) {
-        const int64_t blocks = (end - span + kKvBlock - 1) / kKvBlock;
-        const auto keys_of = [&](int64_t b) { return std::min<int64_t>(kKvBlock, u.text.rows - span - b * kKvBlock); };
-        const auto scores_of = [&](int64_t b) { return scores_ + b * kQueryRows * kKvBlock; };
-        for (int64_t b = 0; b < blocks; b++)
-            v_.attention_scores(q_, count, keys_ + (span + b * kKvBlock) * dim_, DType::fp32, keys_of(b), dim_,
-                                scores_of(b));
-        for (int64_t r = 0; r < count; r++) {
-            const int64_t position = first + r;
-            // Keys [from, to) of the span are within reach.
-            const int64_t last = std::min(u.text.rows, span + blocks * kKvBlock) - span;
-            const int64_t from = reach_ ? std::clamp<int64_t>(position - reach_ - span, 0, last) : 0,
-                          to = reach_ ? std::clamp<int64_t>(position + reach_ + 1 - span, 0, last) : last;
-            const auto each_block = [&](auto fn) {
-                for (int64_t b = from / kKvBlock; b * kKvBlock < to; b++) {
-                    const int64_t low = std::max<int64_t>(from - b * kKvBlock, 0),
-                                  high = std::min<int64_t>(kKvBlock, to - b * kKvBlock);
-                    fn(scores_of(b) + r * kKvBlock + low, high - low, span + b * kKvBlock + low);
-                }
-            };
-            if (!s_.relative_buckets.empty())
-                each_block(
-                    [&](float* row, int64_t n, int64_t key) { add_relative_bias(u.head, key - position, n, row); });
-            float top = sums_[r] != 0 ? largest_[r] : -std::numeric_limits<float>::infinity();
-            each_block([&](float* row, int64_t n, int64_t) { top = std::max(top, v_.max(row, n)); });
-            if (sums_[r] != 0 && top != largest_[r]) {
-                const float shrink = std::exp(largest_[r] - top);
-                sums_[r] *= shrink;
-                for (int64_t d = 0; d < dim_; d++) out_[r * width_ + d] *= shrink;
-            }
-            largest_[r] = top;
-            each_block([&](float* row, int64_t n, int64_t) { sums_[r] += v_.exp_sum(row, top, n); });
-            if (from > 0 || to < last) clear_outside(r, from, to, last);
-        }
-        for (int64_t b = 0; b < blocks; b++)
-            v_.attention_values(scores_of(b), count, values_ + (span + b * kKvBlock) * width_, DType::fp32, keys_of(b),
-                                width_, out_);
-    }
-
-    void add_relative_bias(int64_t head, int64_t distance, int64_t n, float* row) const {
+    // Adds what belongs to the distance of key t and query r, `ahead` + t - r.
+    void add_relative_bias(int64_t head, int64_t ahead, int64_t length) const {
         const int64_t size = static_cast<int64_t>(s_.relative_buckets.size()), far = size / 2;
         const float* bias = e_.weights.relative_bias.data() + head * size;
-        for (int64_t t = 0; t < n; t++) row[t] += bias[std::clamp(distance + t, -far, far) + far];
+        for (int64_t t = 0; t < length; t++)
+            for (int64_t r = 0; r < kQueryLanes; r++)
+                scores_[t * kQueryLanes + r] += bias[std::clamp(ahead + t - r, -far, far) + far];
     }
 
-    // Weights of query r for keys [0, from) and [to, last) of a span become zero.
-    void clear_outside(int64_t r, int64_t from, int64_t to, int64_t last) {
-        for (int64_t t = 0; t < last; t++)
-            if (t < from || t >= to) scores_[t / kKvBlock * kQueryRows * kKvBlock + r * kKvBlock + t % kKvBlock] = 0.0f;
+    void leave_out(int64_t ahead, int64_t length) const {
+        for (int64_t t = 0; t < length; t++)
+            for (int64_t r = 0; r < kQueryLanes; r++)
+                if (std::abs(ahead + t - r) > reach_) scores_[t * kQueryLanes + r] = kOutside;
     }
 
     const EncoderEngine& e_;
     const EncoderSpec& s_;
-    const VectorKernels& v_;
-    const int64_t dim_, width_;
+    const QueryLaneKernels& k_;
+    const int64_t dim_;
     const float scale_;
     const float* qkv_bias_;
     const int rope_;
     const int64_t reach_;
-    float *keys_, *values_, *q_, *out_, *scores_, *largest_, *sums_, *rows_;
+    float *q_, *out_, *scores_, *largest_, *sums_, *shrink_, *rotated_queries_, *rotated_keys_;
 };
 
 }  // namespace
 
 int64_t attention_floats(const EncoderSpec& s, int64_t longest) {
-    const int64_t width = round_up(s.head_dim, kPanelRows);
-    return round_up(longest, kKvBlock) * (s.head_dim + width) +
-           kQueryRows * (s.head_dim + width + kSpanBlocks * kKvBlock + 2) + kStrip * s.head_dim;
+    const int64_t rotated = s.ropes.empty() ? 0 : kQueryLanes + longest;
+    return kQueryLanes * (2 * s.head_dim + kSpan + 3) + rotated * s.head_dim;
 }
 
 void attend(const Team& team, const EncoderEngine& e, const TextChunk& chunk, int64_t layer) {
     const EncoderSpec& s = e.spec;
     const EncoderScratch& b = e.scratch;
-    HeadAttention head_attention(e, layer, b.longest, b.attention + team.id() * b.attention_stride);
+    HeadAttention head_attention(e, layer, b.attention + team.id() * b.attention_stride);
     // Where heads alone do not occupy the team, queries are split too, at the price of loading the keys again.
     const int64_t heads = static_cast<int64_t>(chunk.texts.size()) * s.heads, inner = s.heads * s.head_dim;
     const int64_t parts = (2 * team.size() + heads - 1) / heads;
     int64_t unit = 0;
     for (const TextRows& text : chunk.texts) {
-        const int64_t step = round_up((text.rows + parts - 1) / parts, kQueryRows);
+        const int64_t step = round_up((text.rows + parts - 1) / parts, kQueryLanes);
         for (int64_t head = 0; head < s.heads; head++) {
             const int64_t column = head * s.head_dim;
             const float* q = b.qkv.data + column;
@@ -198,7 +165,7 @@ int64_t heads_together(const EncoderSpec& s) {
 
 void attend_heads(const EncoderEngine& e, const TextChunk& chunk, int64_t layer, int64_t first_head, int64_t heads) {
     const EncoderScratch& b = e.scratch;
-    HeadAttention head_attention(e, layer, b.longest, b.attention);
+    HeadAttention head_attention(e, layer, b.attention);
     const int64_t dim = e.spec.head_dim, width = heads_together(e.spec) * dim;
     for (const TextRows& text : chunk.texts)
         for (int64_t head = 0; head < heads; head++) {

@@ -108,10 +108,30 @@ struct VectorKernels {
                              float* out);
 };
 
+inline constexpr int kQueryLanes = 32;
+
+// Attention of up to kQueryLanes queries whose keys are at hand as rows: queries stand beside each other in lanes, keys and values are
+// read where they are, and a softmax needs no sum across lanes. What follows the last query in the lanes is scratch, but finite.
+struct QueryLaneKernels {
+    // lanes[d][r] = (x[r][d] + bias[d]) * scale, r < count, zero beyond; bias may be null (0)
+    void (*from_rows)(const float* x, int64_t stride, int64_t count, int64_t dim, const float* bias, float scale, float* lanes);
+    // scores[t][r] = dot(q[.][r], key t), t < count; keys [count][stride]
+    void (*scores)(const float* q, const float* keys, int64_t stride, int64_t count, int64_t dim, float* scores);
+    // Per lane, over t < count: top = max(largest, scores), shrink = e^(largest - top), scores = e^(scores - top),
+    // sums = sums * shrink + sum of the new scores, largest = top.
+    void (*softmax)(float* scores, int64_t count, float* largest, float* sums, float* shrink);
+    // out[d][r] = out[d][r] * shrink[r] + sum over t < count of weights[t][r] * values[t][d]
+    void (*values)(const float* weights, const float* values, int64_t stride, int64_t count, int64_t dim, const float* shrink,
+                   float* out);
+    // y[r][d] = lanes[d][r] / sums[r] + bias[d], r < count; bias may be null
+    void (*to_rows)(const float* lanes, const float* sums, int64_t count, int64_t dim, const float* bias, float* y, int64_t stride);
+};
+
 struct KernelTable {
     Tier tier;
     LinearKernels linear;
     VectorKernels vector;
+    QueryLaneKernels query_lanes;
 };
 
 // Merged tables: every entry of `tier` that is null comes from the tier below. `tier` must be available.
@@ -119,13 +139,14 @@ const KernelTable& kernel_table(Tier tier);
 
 // Per tier: the kernels it adds, null where it has none (native/kernels/<tier>/linear.cpp and vector.cpp). These functions are
 // compiled with the tier's instruction set: call them only when the tier is available.
-namespace scalar { LinearKernels linear_kernels(); VectorKernels vector_kernels(); }
+namespace scalar { LinearKernels linear_kernels(); VectorKernels vector_kernels(); QueryLaneKernels query_lane_kernels(); }
 namespace avx2 {
 LinearKernels linear_kernels();
 LinearKernels linear_kernels_without_vnni();  // what linear_kernels() gives on a CPU that lacks AVX-VNNI; for tests
 VectorKernels vector_kernels();
+QueryLaneKernels query_lane_kernels();
 }
-namespace avx512 { LinearKernels linear_kernels(); VectorKernels vector_kernels(); }
+namespace avx512 { LinearKernels linear_kernels(); VectorKernels vector_kernels(); QueryLaneKernels query_lane_kernels(); }
 namespace amx { LinearKernels linear_kernels(); }
 namespace amx_model { LinearKernels linear_kernels(); }  // the same on CPUs without tiles, slowly; needs avx512; for tests
 

@@ -100,7 +100,51 @@ void attention_values(const float* weights, int64_t rows, const void* values, DT
                 out[r * dim + d] += weights[r * kKvBlock + t] * load(values, dtype, t * dim + d);
 }
 
+// ---- queries in lanes ---------------------------------------------------------------------------------------------
+
+void from_rows(const float* x, int64_t stride, int64_t count, int64_t dim, const float* bias, float scale, float* lanes) {
+    for (int64_t d = 0; d < dim; d++)
+        for (int64_t r = 0; r < kQueryLanes; r++)
+            lanes[d * kQueryLanes + r] = r < count ? (x[r * stride + d] + (bias ? bias[d] : 0.0f)) * scale : 0.0f;
+}
+
+void lane_scores(const float* q, const float* keys, int64_t stride, int64_t count, int64_t dim, float* scores) {
+    for (int64_t t = 0; t < count; t++)
+        for (int64_t r = 0; r < kQueryLanes; r++) {
+            float sum = 0;
+            for (int64_t d = 0; d < dim; d++) sum += q[d * kQueryLanes + r] * keys[t * stride + d];
+            scores[t * kQueryLanes + r] = sum;
+        }
+}
+
+void lane_softmax(float* scores, int64_t count, float* largest, float* sums, float* shrink) {
+    for (int64_t r = 0; r < kQueryLanes; r++) {
+        float top = largest[r];
+        for (int64_t t = 0; t < count; t++) top = scores[t * kQueryLanes + r] > top ? scores[t * kQueryLanes + r] : top;
+        shrink[r] = expf(largest[r] - top);
+        largest[r] = top;
+        sums[r] *= shrink[r];
+        for (int64_t t = 0; t < count; t++) sums[r] += scores[t * kQueryLanes + r] = expf(scores[t * kQueryLanes + r] - top);
+    }
+}
+
+void lane_values(const float* weights, const float* values, int64_t stride, int64_t count, int64_t dim, const float* shrink, float* out) {
+    for (int64_t d = 0; d < dim; d++)
+        for (int64_t r = 0; r < kQueryLanes; r++) {
+            float sum = out[d * kQueryLanes + r] * shrink[r];
+            for (int64_t t = 0; t < count; t++) sum += weights[t * kQueryLanes + r] * values[t * stride + d];
+            out[d * kQueryLanes + r] = sum;
+        }
+}
+
+void to_rows(const float* lanes, const float* sums, int64_t count, int64_t dim, const float* bias, float* y, int64_t stride) {
+    for (int64_t r = 0; r < count; r++)
+        for (int64_t d = 0; d < dim; d++) y[r * stride + d] = lanes[d * kQueryLanes + r] / sums[r] + (bias ? bias[d] : 0.0f);
+}
+
 }  // namespace
+
+QueryLaneKernels query_lane_kernels() { return {from_rows, lane_scores, lane_softmax, lane_values, to_rows}; }
 
 VectorKernels vector_kernels() {
     VectorKernels k{};
