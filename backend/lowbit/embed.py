@@ -6,6 +6,7 @@ Owns prompts, batches and what happens to a vector after pooling. Safe to call f
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -26,6 +27,8 @@ from lowbit.runtime import Runtime, nearest
 from lowbit.sentence import read_settings
 from lowbit.texts import Encoding, check_texts, ids_of, limit, tokenizer_of
 
+logger = logging.getLogger(__name__)
+
 WINDOW_BATCHES = 32  # of texts that are tokenised together; bounds what a stream holds in memory
 OUTPUTS = ("float32", "int8", "binary")
 
@@ -36,7 +39,8 @@ class Embedder:
     id_or_path: hub id, sentence-transformers folder, plain Hugging Face folder, or a folder of `save_low_bit`. low_bit:
     a format of `lowbit.formats`, or None for the checkpoint's own float type. max_length: longest text in tokens (None:
     as the model's files say). truncate: whether longer texts are cut (True) or refused (False); None follows the
-    model's files, which ask for cutting where they are sentence-transformers'. pooling: how the rows of a text become
+    model's files, which ask for cutting where they are sentence-transformers'; True also lowers a max_length that
+    the model cannot read, with a warning. pooling: how the rows of a text become
     one vector, "cls", "mean", "max", ... (None: as the model's files say); `save_low_bit` saves the files' own.
     options: those of `lowbit.load`.
 
@@ -74,6 +78,9 @@ class Embedder:
         if pooling is not None:
             self._settings = replace(self._settings, poolings=(pooling,))
         self.tokenizer = tokenizer_of(loaded)
+        if truncate and max_length is not None and max_length > self.spec.context:
+            logger.warning("texts are cut at %d tokens: the model reads no more than that", self.spec.context)
+            max_length = self.spec.context
         length = limit(self.spec.context, self.tokenizer, self._settings.max_length, max_length)
         cut = self._settings.truncates if truncate is None else truncate
         self._encode = Encoding(self.tokenizer, length, cut, self.model_id or str(id_or_path))

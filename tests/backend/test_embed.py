@@ -185,6 +185,9 @@ def test_long_texts(sentence, plain, caplog):
     assert lowbit.Embedder(plain, truncate=True, max_length=8).encode([long]).shape == (1, 48)
     with pytest.raises(ValueError, match="max_length=25 is not possible: this model reads 1 to 24 tokens"):
         lowbit.Embedder(plain, max_length=25)
+    caplog.clear()
+    assert lowbit.Embedder(plain, max_length=512, truncate=True).max_length == 24
+    assert "texts are cut at 24 tokens" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -263,12 +263,10 @@ class TestIpex(_OnTiny, EmbeddingsIntegrationTests):
 
 class TestQuantizedBgeUnit(_OnTiny, EmbeddingsUnitTests):
     embeddings_class = QuantizedBgeEmbeddings
-    more = {"max_seq_len": 24}  # noqa: RUF012
 
 
 class TestQuantizedBge(_OnTiny, EmbeddingsIntegrationTests):
     embeddings_class = QuantizedBgeEmbeddings
-    more = {"max_seq_len": 24}  # noqa: RUF012
 
 
 class TestQuantizedBiEncoderUnit(_OnTiny, EmbeddingsUnitTests):
