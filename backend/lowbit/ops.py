@@ -219,7 +219,7 @@ def linear(
 
 
 def quantize_rows(x: np.ndarray, k_padded: int, *, tier: str, pool: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns activations as int8 compute sees them: int8 codes [m, k_padded], fp32 scales per 64, int32 sums per 32."""
+    """Returns activations as int8 compute sees them: int8 codes [m, k_padded], scales per 64 k, int32 sums per 32."""
     return native().quantize_rows(pool, TIERS.index(tier), np.ascontiguousarray(x, np.float32), k_padded)
 
 
