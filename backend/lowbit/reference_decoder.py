@@ -61,8 +61,40 @@ def as_int8(x: np.ndarray) -> np.ndarray:
     return (codes * scales).reshape(rows, -1)[:, :k]
 
 
+def as_int8_vectors(x: np.ndarray) -> np.ndarray:
+    """Returns x with each vector along the last axis rounded to int8, symmetric, with a scale of its own."""
+    scales = np.abs(x).max(axis=-1, keepdims=True) / 127
+    return np.rint(np.divide(x, scales, out=np.zeros_like(x), where=scales > 0)) * scales
+
+
+def key_balance(spec: ModelSpec, weights: Weights, layer: int) -> np.ndarray:
+    """Returns the relative sizes [kv_heads, head_dim] of a layer's key channels, told by its weights: keys are divided
+    by them before an int8 cache rounds them (native/src/key_balance.cpp)."""
+    s, at = spec, f"layers.{layer}"
+    first, channels = s.heads * s.head_dim, s.kv_heads * s.head_dim
+    rows = weights[f"{at}.qkv.weight"][first : first + channels]
+    offset = weights.get(f"{at}.qkv.bias", np.zeros(first + channels))[first : first + channels]
+    gain: np.ndarray | float = 1.0
+    if s.norm_place != "post":
+        gain = weights[f"{at}.attention_norm.weight"] + s.norm_weight_offset
+        if s.norm == "layer" and f"{at}.attention_norm.bias" in weights:
+            offset = offset + rows @ weights[f"{at}.attention_norm.bias"]
+    sizes = np.abs(offset) + 3 * np.sqrt(np.square(rows * gain).sum(1))
+    if f"{at}.k_norm.weight" in weights:
+        norm_weight = np.abs(weights[f"{at}.k_norm.weight"] + s.norm_weight_offset)
+        sizes = sizes * (norm_weight if norm_weight.size == channels else np.tile(norm_weight, s.kv_heads))
+    sizes = sizes.reshape(s.kv_heads, s.head_dim)
+    if s.layer_rope and s.layer_rope[layer] >= 0:
+        rope = s.ropes[s.layer_rope[layer]]
+        a = np.arange(rope.dim // 2) * (1 if rope.kind == "half" else 2)
+        b = a + (rope.dim // 2 if rope.kind == "half" else 1)
+        sizes[:, a] = sizes[:, b] = np.hypot(sizes[:, a], sizes[:, b])
+    return np.maximum(sizes / sizes.mean(1, keepdims=True), 1 / 16)
+
+
 class Reference:
-    """int8: inputs of linear layers are rounded as by int8 compute. dtype: of all arithmetic."""
+    """int8: inputs of linear layers are rounded as by int8 compute. kv_int8: keys and values are rounded as by an int8
+    cache. dtype: of all other arithmetic."""
 
     def __init__(
         self,
@@ -70,10 +102,12 @@ class Reference:
         weights: Weights,
         capacity: int | None = None,
         int8: bool = False,
+        kv_int8: bool = False,
         dtype: type[np.floating] = np.float64,
     ) -> None:
         self.spec = spec
         self.int8 = int8
+        self.kv_int8 = kv_int8
         self.dtype = dtype
         self.weights = {name: np.asarray(w, dtype) for name, w in weights.items()}
         self.capacity = capacity or spec.context
@@ -113,6 +147,9 @@ class Reference:
             rope = s.ropes[s.layer_rope[i]]
             long_context = self.capacity > rope.long_from
             q, k = (rotate(rope, t, positions, long_context) for t in (q, k))
+        if self.kv_int8:
+            balance = key_balance(s, self.weights, i)
+            k, v = as_int8_vectors(k / balance) * balance, as_int8_vectors(v)
         scale = np.full(n, s.attention_scale or 1 / math.sqrt(s.head_dim), self.dtype)
         if s.layer_attention_scale:
             scale *= s.layer_attention_scale[i]

@@ -25,22 +25,6 @@ void norm_head(const ModelSpec& s, const VectorKernels& v, const float* weight, 
         v.layer_norm(x, weight, nullptr, s.norm_weight_offset, s.norm_eps, n, x);
 }
 
-// One key and one value of a head into the cache. `halves` has room for head_dim.
-void store(const VectorKernels& v, const KvCache& cache, int64_t layer, int64_t head, int64_t position,
-           const float* key, const float* value, uint16_t* halves) {
-    const int64_t dim = cache.shape().head_dim, at = position % kKvBlock;
-    uint8_t *keys = cache.keys(layer, head, position), *values = cache.values(layer, head, position);
-    if (cache.shape().dtype == DType::fp32) {
-        for (int64_t d = 0; d < dim; d++) reinterpret_cast<float*>(keys)[d * kKvBlock + at] = key[d];
-        std::memcpy(reinterpret_cast<float*>(values) + at * cache.value_stride(), value, dim * sizeof(float));
-        return;
-    }
-    const auto convert = cache.shape().dtype == DType::fp16 ? v.to_fp16 : v.to_bf16;
-    convert(key, halves, dim);
-    for (int64_t d = 0; d < dim; d++) reinterpret_cast<uint16_t*>(keys)[d * kKvBlock + at] = halves[d];
-    convert(value, reinterpret_cast<uint16_t*>(values) + at * cache.value_stride(), dim);
-}
-
 float query_scale(const ModelSpec& s, int64_t layer, int64_t position) {
     float scale = s.attention_scale != 0 ? s.attention_scale : 1.0f / std::sqrt(static_cast<float>(s.head_dim));
     if (!s.layer_attention_scale.empty()) scale *= s.layer_attention_scale[layer];
@@ -217,6 +201,7 @@ void rotate_and_store(const Team& team, const AttentionContext& c) {
                       if (c.weights.k_norm) norm_head(s, v, c.weights.k_norm, s.kv_heads * dim, k);
                   }
                   const float scale = query_scale(s, c.layer, info.position);
+                  const float* balance = cache.shape().dtype == DType::int8 ? c.weights.key_balance.data() : nullptr;
                   const float* table = rope_index >= 0 ? c.scratch.ropes.at(rope_index, row) : nullptr;
                   for (int64_t head = first * group; head < last * group; head++) {
                       float* x = q + head * dim;
@@ -224,13 +209,15 @@ void rotate_and_store(const Team& team, const AttentionContext& c) {
                           norm_head(s, v, c.weights.q_norm + (c.weights.q_norm_per_head ? head * dim : 0), dim, x);
                       if (table) rotate(s.ropes[rope_index], table, x);
                       for (int64_t d = 0; d < dim; d++) x[d] *= scale;
+                      for (int64_t d = 0; balance && d < dim; d++) x[d] *= balance[head / group * dim + d];
                   }
                   for (int64_t head = first; head < last; head++) {
                       float* x = k + head * dim;
                       if (c.weights.k_norm && !s.qk_norm_whole)
                           norm_head(s, v, c.weights.k_norm + (c.weights.k_norm_per_head ? head * dim : 0), dim, x);
                       if (table) rotate(s.ropes[rope_index], table, x);
-                      store(v, cache, c.layer, head, info.position, x, value + head * dim, halves);
+                      for (int64_t d = 0; balance && d < dim; d++) x[d] *= balance[(s.kv_heads + head) * dim + d];
+                      cache.store(v, c.layer, head, info.position, x, value + head * dim, halves);
                   }
               });
 }

@@ -99,6 +99,7 @@ void bind_decoder(nb::module_& m) {
         .def_prop_ro("length", &KvCache::length)
         .def_prop_ro("capacity", [](const KvCache& c) { return c.shape().capacity; })
         .def_prop_ro("bytes_per_position", &KvCache::bytes_per_position)
+        .def("fill", &KvCache::fill, nb::arg("length"))
         .def("truncate", &KvCache::truncate, nb::arg("length"))
         .def("fork", &KvCache::fork, nb::arg("length"));
     m.def("kv_bytes", &KvCache::bytes, nb::arg("caches"));

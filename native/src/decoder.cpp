@@ -7,6 +7,7 @@
 #include <unordered_set>
 
 #include "forward.h"
+#include "key_balance.h"
 
 namespace lowbit {
 namespace {
@@ -37,6 +38,7 @@ struct Decoder::Impl {
     void carve(Carver& carver, int64_t rows, int threads, int64_t span_floats);
     void reserve(int64_t rows, int threads, int64_t span_floats);
     void check(const std::vector<Part>& parts) const;
+    void balance_keys();
     std::vector<Chunk> plan(const std::vector<Part>& parts, bool hidden, float* out) const;
     void pass(ThreadPool& pool, const std::vector<Part>& parts, bool hidden, float* out);
 };
@@ -138,6 +140,13 @@ void Decoder::Impl::check(const std::vector<Part>& parts) const {
     }
 }
 
+// Once, by the first int8 cache: other caches need none of it, and it reads the weights of all keys.
+void Decoder::Impl::balance_keys() {
+    for (int64_t i = 0; i < spec.layers; i++)
+        if (LayerWeights& layer = resolved.layers[i]; layer.key_balance.empty())
+            layer.key_balance = key_balance(spec, layer, i);
+}
+
 std::vector<Chunk> Decoder::Impl::plan(const std::vector<Part>& parts, bool hidden, float* out) const {
     std::vector<Chunk> chunks;
     const int64_t width = hidden ? spec.hidden_size : spec.vocab_size;
@@ -171,6 +180,8 @@ void Decoder::Impl::pass(ThreadPool& pool, const std::vector<Part>& parts, bool 
     if (parts.empty()) return;
     std::lock_guard<std::mutex> guard(entry);
     check(parts);
+    for (const Part& part : parts)
+        if (part.cache->shape().dtype == DType::int8) balance_keys();
     for (const Part& part : parts) part.cache->grow(part.count);
     const std::vector<Chunk> chunks = plan(parts, hidden, out);
     int64_t rows = 0, span_floats = 0;

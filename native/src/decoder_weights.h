@@ -14,6 +14,7 @@ struct LayerWeights {
     bool q_norm_per_head = false,
          k_norm_per_head = false;  // own weights for every head instead of one [head_dim] for all
     Matrix qkv, o, up, down;       // `up` is gate_up in a gated MLP
+    std::vector<float> key_balance;  // key_balance.h; empty until an int8 cache asks for it
 };
 
 struct ResolvedWeights {

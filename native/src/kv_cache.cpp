@@ -1,7 +1,9 @@
 #include "lowbit/kv_cache.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <limits>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -14,6 +16,24 @@ constexpr int64_t kValueAlign = 16;  // elements: values are whole vectors on ev
 constexpr int64_t kPageBytes = int64_t{2} << 20;  // at least; below, the system has no huge pages for it
 constexpr int64_t kAliasing = 4096;  // bytes; heads a multiple of this apart would compete for the same cache sets
 
+// Symmetric: x = code * scale, |code| <= 127, rounded to the nearest even. Calls put(d, code), returns the scale.
+float quantize(const float* x, int64_t n, auto&& put) {
+    float largest = 0;
+    bool finite = true;
+    for (int64_t d = 0; d < n; d++) {
+        const float size = std::fabs(x[d]);
+        finite &= size <= std::numeric_limits<float>::max();
+        largest = std::max(largest, size);
+    }
+    if (!finite) largest = 0;
+    const float inverse = largest < std::numeric_limits<float>::min() ? 0.0f : 127.0f / largest;
+    for (int64_t d = 0; d < n; d++) {
+        constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: has no fraction bits left
+        put(d, static_cast<int8_t>(static_cast<int32_t>((finite ? x[d] : 0.0f) * inverse + kRound - kRound)));
+    }
+    return !finite ? std::numeric_limits<float>::quiet_NaN() : inverse == 0 ? 0.0f : largest / 127.0f;
+}
+
 }  // namespace
 
 KvCache::KvCache(const KvShape& shape) : shape_(shape) {
@@ -25,8 +45,9 @@ KvCache::KvCache(const KvShape& shape) : shape_(shape) {
         throw std::bad_alloc();
     const int64_t size = dtype_size(shape.dtype);
     value_stride_ = (shape.head_dim + kValueAlign - 1) / kValueAlign * kValueAlign;
-    key_bytes_ = shape.head_dim * kKvBlock * size;
-    head_bytes_ = key_bytes_ + value_stride_ * kKvBlock * size;
+    const int64_t scales = shape.dtype == DType::int8 ? kKvBlock * static_cast<int64_t>(sizeof(float)) : 0;
+    key_bytes_ = shape.head_dim * kKvBlock * size + scales;
+    head_bytes_ = key_bytes_ + value_stride_ * kKvBlock * size + scales;
     if (head_bytes_ % kAliasing == 0) head_bytes_ += kLine;
     const __int128 block = static_cast<__int128>(head_bytes_) * shape.layers * shape.kv_heads;
     const int64_t blocks = (shape.capacity + kKvBlock - 1) / kKvBlock;
@@ -60,6 +81,14 @@ void KvCache::grow(int64_t n) {
     }
 }
 
+void KvCache::fill(int64_t n) {
+    if (length_ != 0 || n < 0 || n > shape_.capacity)
+        throw std::invalid_argument("only an empty KvCache is filled, with at most its capacity");
+    grow(n);
+    for (uint8_t* block : blocks_) std::memset(block, 0, block_bytes_);
+    length_ = n;
+}
+
 std::unique_ptr<KvCache> KvCache::fork(int64_t length) const {
     check_length(length, "fork");
     auto other = std::make_unique<KvCache>(shape_);
@@ -83,6 +112,31 @@ std::shared_ptr<Reservation> KvCache::copy_of(int64_t index, int64_t positions) 
     auto page = std::make_shared<Reservation>(page_blocks_ * block_bytes_);
     std::memcpy(page->data(), pages_[index]->data(), (positions + kKvBlock - 1) / kKvBlock * block_bytes_);
     return page;
+}
+
+void KvCache::store(const VectorKernels& kernels, int64_t layer, int64_t head, int64_t position, const float* key,
+                    const float* value, uint16_t* halves) const {
+    const int64_t dim = shape_.head_dim, at = position % kKvBlock;
+    uint8_t *to_keys = keys(layer, head, position), *to_values = values(layer, head, position);
+    if (shape_.dtype == DType::fp32) {
+        for (int64_t d = 0; d < dim; d++) reinterpret_cast<float*>(to_keys)[d * kKvBlock + at] = key[d];
+        std::memcpy(reinterpret_cast<float*>(to_values) + at * value_stride_, value, dim * sizeof(float));
+        return;
+    }
+    if (shape_.dtype == DType::int8) {
+        float* key_scales = reinterpret_cast<float*>(to_keys + dim * kKvBlock);
+        float* value_scales = reinterpret_cast<float*>(to_values + value_stride_ * kKvBlock);
+        auto* codes = reinterpret_cast<int8_t*>(to_values) + at * value_stride_;
+        key_scales[at] = quantize(key, dim, [&](int64_t d, int8_t code) {
+            reinterpret_cast<int8_t*>(to_keys)[d * kKvBlock + at] = code;
+        });
+        value_scales[at] = quantize(value, dim, [&](int64_t d, int8_t code) { codes[d] = code; });
+        return;
+    }
+    const auto convert = shape_.dtype == DType::fp16 ? kernels.to_fp16 : kernels.to_bf16;
+    convert(key, halves, dim);
+    for (int64_t d = 0; d < dim; d++) reinterpret_cast<uint16_t*>(to_keys)[d * kKvBlock + at] = halves[d];
+    convert(value, reinterpret_cast<uint16_t*>(to_values) + at * value_stride_, dim);
 }
 
 int64_t KvCache::bytes(const std::vector<const KvCache*>& caches) {

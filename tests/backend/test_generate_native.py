@@ -86,6 +86,21 @@ def test_logits_do_not_depend_on_who_else_is_in_the_pass(source, format):
         np.testing.assert_array_equal(logits[0], expected)
 
 
+def test_an_int8_cache_serves_batches_reuse_and_speculation(source, prompts):
+    """Everything that sessions do, on a cache of 8 bits: the same tokens however they are computed."""
+    model = lowbit.load(source, "sym_int4", device="cpu", threads=1, kv_dtype="int8")
+    halves = lowbit.load(source, "sym_int4", device="cpu", threads=1)
+    assert model.memory()["token_bytes"] < halves.memory()["token_bytes"]
+    test_a_batch_equals_its_single_prompts(model, prompts)
+    test_chunks_batches_and_reuse_do_not_change_the_tokens(model, prompts)
+    quoting = (model.encode(prompts[0]) * 20)[: model.context // 2]
+    plain, guessed = (model.generate(quoting, max_new_tokens=24, temperature=0, speculate=s) for s in (False, True))
+    assert plain.token_ids == guessed.token_ids
+    ids = np.array(quoting[: model.context // 4], np.int32)
+    ours, exact = model.logits(ids), halves.logits(ids)
+    assert np.abs(ours - exact).max() < 0.05 * np.ptp(exact)
+
+
 def test_the_context_may_be_filled_to_its_end(model, prompts):
     context = model.context
     prompt = (model.encode(prompts[0]) * context)[: context - 4]

@@ -97,11 +97,11 @@ def test_steps_far_into_a_context(model, changes):
 
 def test_company_does_not_change_a_bit(model):
     """A part's logits are the same bits whichever parts share the pass, even where a chunk ends inside of it."""
-    for low_bit, compute in (("fp32", "fp32"), ("sym_int4", "int8")):
+    for low_bit, compute, kv in (("fp32", "fp32", "fp32"), ("sym_int4", "int8", "fp32"), ("sym_int4", "int8", "int8")):
         model = tiny.decoder(SPEC, tiny.packed(WEIGHTS, low_bit), TIERS[-1], compute)
         results = []
         for company in (0, 1, 507, 509):
-            session, other = tiny.cache(SPEC, 900), tiny.cache(SPEC, 600)
+            session, other = tiny.cache(SPEC, 900, kv), tiny.cache(SPEC, 600, kv)
             got = [ops.forward(model, [(session, tokens(850)[:700], False)], POOL)]
             for part in (tokens(850)[700:706], tokens(850)[706:707], tokens(850)[707:800]):
                 parts = [(other, tokens(company, 9), False)] * bool(company) + [(session, part, True)]
@@ -154,14 +154,86 @@ def test_many_threads_share_a_decoder(model):
         assert_close(result, Reference(SPEC, WEIGHTS).logits(tokens(60, seed).tolist()))
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-4), ("fp16", 2e-3), ("bf16", 2e-2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-4), ("fp16", 2e-3), ("bf16", 2e-2), ("int8", 4e-2)])
 def test_cache_types(model, dtype, tolerance):
     exact = Reference(SPEC, WEIGHTS).logits(tokens(80).tolist())
     session = tiny.cache(SPEC, 80, dtype)
     got = np.concatenate([tiny.run(model, session, tokens(80)[a:b]) for a, b in ((0, 70), (70, 71), (71, 80))])
     assert_close(got, exact, tolerance)
     if dtype != "fp32":
-        assert np.abs(got - exact).max() > 1e-6  # it is really stored in 16 bits
+        assert np.abs(got - exact).max() > 1e-6  # it is really stored in fewer bits
+
+
+BIASED = {f"layers.{i}.qkv.bias": ((SPEC.heads + 2 * SPEC.kv_heads) * SPEC.head_dim,) for i in range(2)}
+NORMED = {f"layers.{i}.{name}_norm.weight": (SPEC.head_dim,) for i in range(2) for name in "qk"}
+LAYER_NORMED = {f"layers.{i}.{name}_norm.bias": (SPEC.hidden_size,) for i in range(2) for name in ("attention", "ffn")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "extra"),
+    [
+        ({}, {}),
+        ({"ropes": (), "layer_rope": ()}, BIASED),
+        ({"ropes": (Rope("interleaved", 16, SPEC.ropes[0].inv_freq[::2]),)}, NORMED),
+        ({"norm": "layer", "head_dim": 20, "ropes": (), "layer_rope": ()}, LAYER_NORMED | {"final_norm.bias": (64,)}),
+    ],
+)
+@pytest.mark.parametrize("tier", TIERS)
+def test_an_int8_cache_is_what_the_reference_rounds(tier, changes, extra):
+    spec = dataclasses.replace(SPEC, **changes)
+    weights = tiny.random_weights(spec, extra)
+    model, ids = tiny.decoder(spec, tiny.packed(weights), tier), tokens(150)
+    session = tiny.cache(spec, 150, "int8")
+    got = np.concatenate([tiny.run(model, session, ids[a:b]) for a, b in ((0, 100), (100, 101), (101, 150))])
+    # In single precision a code may fall on the other side of a half: one in 127, of one element.
+    assert_close(got, Reference(spec, weights, kv_int8=True).logits(ids.tolist()), 2e-3)
+    exact = Reference(spec, weights).logits(ids.tolist())
+    assert rms(got - exact) > 1e-3 * rms(exact)
+    assert_close(got, exact, 6e-2)
+
+
+def test_large_channels_of_keys_cost_an_int8_cache_nothing():
+    """Keys of which two channels are 50 times larger, and queries where they are as much smaller: the same model."""
+    spec, planted = SPEC, {name: array.copy() for name, array in WEIGHTS.items()}
+    q, group = spec.heads * spec.head_dim, spec.heads // spec.kv_heads
+    for i in range(spec.layers):
+        factors = np.ones((spec.kv_heads, spec.head_dim), np.float32)
+        factors[:, [3 + i, 19 + i]] = 50  # they rotate into each other
+        planted[f"layers.{i}.qkv.weight"][q : q + factors.size] *= factors.reshape(-1, 1)
+        planted[f"layers.{i}.qkv.weight"][:q] /= np.repeat(factors, group, axis=0).reshape(-1, 1)
+    ids, exact = tokens(200), Reference(spec, WEIGHTS).logits(tokens(200).tolist())
+    errors = []
+    for weights in (WEIGHTS, planted):
+        model = tiny.decoder(spec, tiny.packed(weights), TIERS[-1])
+        errors.append(rms(tiny.run(model, tiny.cache(spec, 200, "int8"), ids) - exact))
+    assert errors[1] < 1.2 * errors[0]
+
+
+def test_an_int8_cache_is_forked_and_cut_like_any_other():
+    model = tiny.decoder(SPEC, tiny.packed(WEIGHTS), TIERS[-1])
+    session = tiny.cache(SPEC, 700, "int8")
+    tiny.run(model, session, tokens(650))
+    for keep in (1, 64, 100, 600):
+        fork = session.fork(keep)
+        goes_on = tiny.run(model, fork, tokens(40, 3))
+        fresh = tiny.cache(SPEC, 700, "int8")
+        tiny.run(model, fresh, tokens(650)[:keep])
+        np.testing.assert_array_equal(goes_on, tiny.run(model, fresh, tokens(40, 3)))
+        fork.truncate(keep)
+        np.testing.assert_array_equal(goes_on, tiny.run(model, fork, tokens(40, 3)))
+    halves = tiny.cache(SPEC, 700, "fp16").bytes_per_position
+    assert session.bytes_per_position < 0.6 * halves  # 32 codes and a scale for 64 bytes
+
+
+def test_a_filled_cache_holds_zeros():
+    model = tiny.decoder(SPEC, tiny.packed(WEIGHTS), TIERS[-1])
+    for dtype in ("fp32", "fp16", "int8"):
+        session = tiny.cache(SPEC, 700, dtype)
+        session.fill(650)
+        assert session.length == 650
+        assert np.isfinite(tiny.run(model, session, tokens(5))).all()
+        with pytest.raises(ValueError, match="only an empty KvCache"):
+            session.fill(1)
 
 
 @pytest.mark.parametrize("low_bit", ["sym_int4", "nf4", "asym_int4", "sym_int8", "fp8_e4m3", "bf16"])
@@ -263,6 +335,7 @@ def test_weights_that_are_not_numbers_do_not_crash(poison, where, compute):
         model = tiny.decoder(SPEC, tensors, tier, compute)
         tiny.run(model, tiny.cache(SPEC, dtype="fp16"), tokens(70))
         tiny.run(model, tiny.cache(SPEC, dtype="bf16"), tokens(3))
+        tiny.run(model, tiny.cache(SPEC, dtype="int8"), tokens(70))
 
 
 # Pages of these caches are one block of 64 positions, 2 MiB and a bit.

@@ -16,6 +16,8 @@ _HEADINGS = ("format", "algorithm", "size", "bits/weight", "perplexity", "diverg
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
+    from lowbit.runtime import KV_DTYPES
+
     add_source(parser)
     parser.add_argument("--data", required=True, metavar="FILE", help="the text, UTF-8")
     parser.add_argument("--low-bit", nargs="+", default=["sym_int4"], metavar="FORMAT", help="default: sym_int4")
@@ -23,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ctx", type=int, help="tokens of a window (default: the model's context, at most 2048)")
     parser.add_argument("--stride", type=int, help="tokens by which windows advance (default: a whole window)")
     parser.add_argument("--max-tokens", type=int, help="use no more tokens of the text")
+    parser.add_argument("--kv-dtype", default="fp16", choices=KV_DTYPES, help="type of the key and value cache")
     parser.add_argument("--no-reference", action="store_true", help="do not run the original beside it")
     parser.add_argument("--json", action="store_true", help="rows as JSON")
     parser.add_argument(
@@ -51,6 +54,7 @@ def execute(arguments: Arguments) -> None:
         show_progress=shows_progress(arguments),
         group_size=arguments.group_size,
         threads=arguments.threads,
+        kv_dtype=arguments.kv_dtype,
         **source_options(arguments),
     )
     if not arguments.json:

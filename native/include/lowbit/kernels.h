@@ -99,11 +99,11 @@ struct VectorKernels {
     void (*activate_gated)(Activation f, const float* gate_up, int64_t n, float* y);
     // Attention of `rows` queries over one block of a KV cache (kv_cache.h), of which `count` <= kKvBlock positions count.
     // scores[r][t] = dot(q[r], key t), t < count; q [rows][dim], keys [dim][kKvBlock] of dtype, scores [rows][kKvBlock], where
-    // columns from count on are scratch.
+    // columns from count on are scratch. int8: kKvBlock fp32 scales of the keys follow them; key = codes * scale.
     void (*attention_scores)(const float* q, int64_t rows, const void* keys, DType dtype, int64_t count, int64_t dim,
                              float* scores);
     // out[r][d] += sum over t < count of weights[r][t] * value t [d]; weights [rows][kKvBlock], values [kKvBlock][dim] of dtype,
-    // out [rows][dim]; dim is a multiple of 16.
+    // out [rows][dim]; dim is a multiple of 16. int8: kKvBlock fp32 scales of the values follow them.
     void (*attention_values)(const float* weights, int64_t rows, const void* values, DType dtype, int64_t count, int64_t dim,
                              float* out);
 };

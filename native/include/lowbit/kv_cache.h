@@ -1,7 +1,8 @@
 // The KV cache of one session: grows by pages, is truncated to reuse a prefix, forked to share one.
 //
 // Positions stand in blocks of kKvBlock; a block holds all layers: [block][layer][head], there the keys of the block
-// transposed, [head_dim][kKvBlock], then its values [kKvBlock][head_dim padded to 16]. Attention
+// transposed, [head_dim][kKvBlock], then its values [kKvBlock][head_dim padded to 16]. int8: behind the keys, and again
+// behind the values, stand kKvBlock scales (fp32), one for each position; element = code * scale. Attention
 // multiplies whole vectors without shuffling: 16 keys, or 16 dimensions of a value, at a time. Blocks stand in pages of
 // at least 2 MiB (so that the system can back them with huge pages) or the whole capacity, whichever is less. Forks
 // share the pages they both have in full: a prefix that many sessions begin with is held once, and forking costs the
@@ -18,7 +19,7 @@ namespace lowbit {
 
 struct KvShape {
     int64_t layers, kv_heads, head_dim, capacity;
-    DType dtype;  // fp16 or bf16 (fp32 for exactness tests); int8 has its place in the speed work
+    DType dtype;  // fp16, bf16, int8 (fp32 for exactness tests)
 };
 
 class KvCache {
@@ -35,6 +36,10 @@ public:
 
     // Memory for `n` more positions that this cache alone writes. Throws std::bad_alloc with the content unchanged.
     void grow(int64_t n);
+
+    // Fills an empty cache with `n` positions of zeros: what a context of that length takes in memory and in time to
+    // attend to, without computing one. For benchmarks. Throws std::invalid_argument unless length() is 0, and as grow.
+    void fill(int64_t n);
 
     // A cache with the first `length` positions of this one. Both may grow on. Neither may be in a pass meanwhile.
     // Throws std::invalid_argument as truncate does, std::bad_alloc.
@@ -53,6 +58,11 @@ public:
         return keys(layer, head, position) + key_bytes_;
     }
     int64_t value_stride() const { return value_stride_; }
+
+    // Writes one key and one value (head_dim floats each) of a head; `halves` is scratch of head_dim. What is not finite
+    // makes an int8 key or value NaN as a whole.
+    void store(const VectorKernels& kernels, int64_t layer, int64_t head, int64_t position, const float* key,
+               const float* value, uint16_t* halves) const;
 
 private:
     KvShape shape_;
