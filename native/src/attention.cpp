@@ -67,8 +67,8 @@ void weigh(const AttentionContext& c, int64_t query_head, int64_t distance, floa
     float top = c.kernels.vector.max(row + from, to - from);
     if (sum != 0) {
         top = std::max(top, largest);
-        const float shrink = std::exp(largest - top);
-        if (shrink != 1.0f) {
+        if (top != largest) {  // seldom, far into a context
+            const float shrink = std::exp(largest - top);
             sum *= shrink;
             for (int64_t d = 0; d < width; d++) out[d] *= shrink;
         }
@@ -78,6 +78,27 @@ void weigh(const AttentionContext& c, int64_t query_head, int64_t distance, floa
     std::fill(row, row + from, 0.0f);
     std::fill(row + to, row + count, 0.0f);
 }
+
+// The next block of keys and values stands where no hardware prefetcher looks for it: behind those of all other heads
+// and layers.
+// So it is fetched while this one is computed, a little at a time: more at once than the core can have under way would wait.
+class Prefetch {
+public:
+    Prefetch(const uint8_t* data, int64_t bytes, int64_t times)
+        : at_(data),
+          end_(data + bytes),
+          share_((bytes / times + kLine) / kLine * kLine) {}
+
+    void next() {
+        for (const uint8_t* stop = std::min(at_ + share_, end_); at_ < stop; at_ += kLine) __builtin_prefetch(at_, 0, 2);
+    }
+
+private:
+    const uint8_t *at_, *end_;
+    int64_t share_;
+};
+
+constexpr int64_t kProductRows = 4;  // queries that the kernels multiply at once
 
 // The softmax of a block of queries over the keys at positions [begin, end), begin on a border of the cache's blocks.
 void accumulate(const AttentionContext& c, const Block& b, int64_t begin, int64_t end, float* scratch,
@@ -98,15 +119,27 @@ void accumulate(const AttentionContext& c, const Block& b, int64_t begin, int64_
     if (window) begin = std::max(begin, (first - window + 1) / kKvBlock * kKvBlock);
     for (int64_t block = begin; block <= last; block += kKvBlock) {
         const int64_t count = std::min<int64_t>(kKvBlock, last + 1 - block);
-        v.attention_scores(q, rows, cache.keys(c.layer, b.head, block), cache.shape().dtype, count, dim, scores);
+        const uint8_t *keys = cache.keys(c.layer, b.head, block), *values = cache.values(c.layer, b.head, block);
+        const bool more = block + kKvBlock <= last;
+        Prefetch ahead(more ? cache.keys(c.layer, b.head, block + kKvBlock) : keys, more ? cache.head_bytes() : 0,
+                       rows + (rows + kProductRows - 1) / kProductRows * 2);
+        for (int64_t r = 0; r < rows; r += kProductRows) {
+            ahead.next();
+            v.attention_scores(q + r * dim, std::min(kProductRows, rows - r), keys, cache.shape().dtype, count, dim,
+                               scores + r * kKvBlock);
+        }
         for (int64_t r = 0; r < rows; r++) {
+            ahead.next();
             const int64_t position = first + r / group;
             const int64_t from = window ? std::max<int64_t>(0, position - window + 1 - block) : 0;
             weigh(c, b.head * group + r % group, position - block, scores + r * kKvBlock, from,
                   std::min(count, position + 1 - block), count, x.out + r * width, width, x.largest[r], x.sums[r]);
         }
-        v.attention_values(scores, rows, cache.values(c.layer, b.head, block), cache.shape().dtype, count, width,
-                           x.out);
+        for (int64_t r = 0; r < rows; r += kProductRows) {
+            ahead.next();
+            v.attention_values(scores + r * kKvBlock, std::min(kProductRows, rows - r), values, cache.shape().dtype, count,
+                               width, x.out + r * width);
+        }
     }
 }
 

@@ -58,6 +58,7 @@ public:
         return keys(layer, head, position) + key_bytes_;
     }
     int64_t value_stride() const { return value_stride_; }
+    int64_t head_bytes() const { return head_bytes_; }  // of a block of keys and values of one head, which stand together
 
     // Writes one key and one value (head_dim floats each) of a head; `halves` is scratch of head_dim. What is not finite
     // makes an int8 key or value NaN as a whole.
