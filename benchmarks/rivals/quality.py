@@ -201,6 +201,33 @@ def llama_cpp_logits(path: Path, vocab_size: int):
 # ---- bitsandbytes ----------------------------------------------------------------------------------------------------
 
 
+def in_float(model, folder: str):
+    """Returns the quantised model with its weights in float32.
+
+    Its product for CPUs refuses widths that its blocks of 64 do not divide, and its decoding (0.50.2) gets them wrong:
+    there the codes are decoded here, as its format says.
+    """
+    import bitsandbytes.functional as F
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    packed = {name: m.weight for name, m in model.named_modules() if hasattr(getattr(m, "weight", None), "quant_state")}
+    if all(weight.quant_state.shape[1] % weight.quant_state.blocksize == 0 for weight in packed.values()):
+        return model.dequantize()
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    for name, weight in packed.items():
+        state = weight.quant_state
+        scales = state.absmax
+        if state.nested:
+            scales = F.dequantize_blockwise(state.absmax, state.state2) + state.offset
+        count = state.shape.numel()
+        pairs = weight.data.view(torch.uint8).flatten()
+        codes = torch.stack([pairs >> 4, pairs & 15], 1).flatten()[:count].long()
+        values = state.code[codes] * scales.float().repeat_interleave(state.blocksize)[:count]
+        plain.get_submodule(name).weight.data = values.reshape(state.shape)
+    return plain
+
+
 def run_bitsandbytes(work: Path, request: dict):
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -234,8 +261,7 @@ def run_bitsandbytes(work: Path, request: dict):
             entry[0] += 2 * weight.numel()
             entry[1] += weight.numel()
 
-        # Its product for CPUs refuses widths that its blocks do not divide; the values are the same either way.
-        plain = model.dequantize()
+        plain = in_float(model, request["model"])
 
         def logits(ids: list[int], model=plain) -> np.ndarray:
             with torch.inference_mode():

@@ -279,7 +279,7 @@ def test_other_tasks(tmp_path):
             m(tiny.ids(2))[0] for m in (model, loaded, tiny.dequantised(model, copy.deepcopy(original)))
         )
         assert close(ours, theirs) < 1e-4
-        assert close(saved, ours) == 0
+        assert close(saved, ours) < 1e-5  # not 0: transformers 4 may build the two with different attention
 
 
 def test_lowbit_load_says_who_can_open_a_folder_of_modules(tmp_path):
