@@ -196,7 +196,9 @@ def test_saved_and_loaded_is_the_same(case, tmp_path):
         loaded = load_low_bit(empty, tmp_path / "saved", **EXACT)
         assert close(answer(loaded, inputs), answer(converted, inputs)) == 0
         loaded = load_low_bit(type(model), tmp_path / "saved", **EXACT)
-        assert close(answer(loaded, inputs), answer(converted, inputs)) == 0
+        assert (
+            close(answer(loaded, inputs), answer(converted, inputs)) < 1e-6
+        )  # transformers 4 may choose another attention
 
 
 @pytest.mark.filterwarnings("ignore")
