@@ -10,7 +10,7 @@ from prompts import BEGIN, END_OF_TEXT, SPECIALS
 from text import Document, documents
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-WEIGHTS = {"answer": 1.0, "story": 0.4, "question": 0.2, "context": 0.1, "free": 0.0}
+WEIGHTS = {"answer": 1.0, "value": 1.0, "story": 0.4, "question": 0.05, "context": 0.03, "free": 0.0}
 # Capitalised names and digits never merge with the space before them, so a name has the same tokens wherever it stands.
 SPLIT = r" ?\p{Ll}+|\p{Lu}+\p{Ll}*|[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|\s"
 TOKENS_PER_STEP = 3072

@@ -19,6 +19,8 @@ UNKNOWN = "I do not know."
 SUBJECTS = (*SUBJECT_KINDS, "person", "person")
 OPEN_SUBJECTS = [kind for kind in (*SUBJECTS, "role") if kind not in ("flag", "function", "file")]
 
+REVERSIBLE = [index for index, row in enumerate(RELATIONS) if row[4]]  # relations that can be asked for the subject
+
 
 @dataclass
 class Fact:
@@ -182,6 +184,36 @@ def make_quiz(words: Words, size: int, passages: int = 1, asked: int = 1, unknow
         if question not in asked_already:
             asked_already.add(question)
             quiz.questions.append((vary(rng, question), answer))
+    return quiz
+
+
+def make_matching(words: Words, size: int, passages: int = 1) -> Quiz:
+    """A quiz on `size` facts of one kind about as many subjects, that asks for subjects and values alike.
+
+    The hardest thing to learn: which of many like sentences is meant, where the question gives the value.
+    """
+    rng = words.rng
+    facts: list[Fact] = []
+    index = rng.choice(REVERSIBLE) if rng.random() < 0.75 else None
+    while len(facts) < size:
+        if index is None:
+            kind = "person"
+            fact = _event_fact(words, kind, words.person())
+        else:
+            kind = RELATIONS[index][0]
+            fact = _relation_fact(words, index, getattr(words, kind)(), "He")
+        extra = _subject_facts(words, kind, 1, None) if rng.random() < 0.2 else []
+        facts = _distinct([*facts, fact, *extra])
+        if rng.random() < 0.05:
+            break  # few values are left of some kinds
+    quiz = Quiz(_context(rng, [[fact] for fact in facts], passages))
+    asked: set[str] = set()
+    for fact in rng.sample(facts, min(len(facts), 16)):
+        backwards = [(q, a) for q, a in fact.questions if a == fact.subject]
+        question, answer = rng.choice(backwards if backwards and rng.random() < 0.7 else fact.questions)
+        if question not in asked:
+            asked.add(question)
+            quiz.questions.append((vary(rng, question), f"{answer}."))
     return quiz
 
 

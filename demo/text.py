@@ -1,7 +1,8 @@
 """Everything the demo model reads: seeded documents for training and held-out questions for the evaluation.
 
 A document is a list of (text, role) pieces. Their concatenation is what the model sees; a role says how much its tokens
-count in the loss ("story", "context", "question", "answer", or "free": not at all). Standard library only.
+count in the loss ("story", "context", "question", "answer", "value": as an answer, in the midst of one, or "free": not
+at all). Standard library only.
 
 Conventions: an answer is the bare phrase of the context followed by a full stop ("Bredok."), or `UNKNOWN` when the
 context does not say it. A story in raw text ends with `END_OF_TEXT`; every answer and every chat turn ends with `END`.
@@ -10,9 +11,11 @@ context does not say it. A story in raw text ends with `END_OF_TEXT`; every answ
 from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
-from facts import UNKNOWN, Quiz, lone_question, make_quiz, vary
+from facts import UNKNOWN, Quiz, lone_question, make_matching, make_quiz, vary
 from general import GENERAL, SYSTEMS
+from json_text import json_document
 from prompts import (
     ANY_STORY_REQUESTS,
     ASSISTANT,
@@ -28,8 +31,11 @@ from prompts import (
     render_chat,
 )
 from stories import ANIMALS, make_story
-from words import Words
+from tools_text import tool_document, tool_evaluation
+from words import COLOURS, FOODS, MATERIALS, PLACES, THINGS, Words
 
+SINGLE = [word for words in (COLOURS, FOODS, MATERIALS, PLACES, THINGS) for word in words]
+MATCHING_SHARE, PARTNER_SHARE = 0.26, 0.06  # of the documents
 DRILL_SHARE = 0.6  # of the documents at stage 0: copying comes first, language second
 
 Document = list[tuple[str, str]]
@@ -43,7 +49,7 @@ class Question:
     prompt: str
     answer: str
     context: str
-    messages: tuple[dict[str, str], ...] = ()
+    messages: tuple[dict[str, Any], ...] = ()
 
 
 def _with_article(request: str, kind: str) -> str:
@@ -99,7 +105,15 @@ def _chat_quiz(words: Words, quiz: Quiz) -> Document:
 
 def quiz_document(words: Words, size: int, passages: int, asked: int, unknown: float = 0.09) -> Document:
     """A context with `asked` questions, in the chat template or in one of the raw `STYLES`."""
-    quiz = make_quiz(words, size, passages, asked, unknown)
+    return _quiz_in_style(words, make_quiz(words, size, passages, asked, unknown))
+
+
+def matching_document(words: Words, size: int, passages: int) -> Document:
+    """A context of like facts and questions about most of them, in a style of `quiz_document`."""
+    return _quiz_in_style(words, make_matching(words, size, passages))
+
+
+def _quiz_in_style(words: Words, quiz: Quiz) -> Document:
     style = words.rng.choice((*["chat"] * 4, "context", "user", "rag", "rag", "llama_index", *STYLES))
     return _chat_quiz(words, quiz) if style == "chat" else _raw_quiz(words, quiz, style)
 
@@ -189,6 +203,37 @@ def drill_document(words: Words) -> Document:
     return [*document, (END_OF_TEXT, "free")]
 
 
+def partner_document(words: Words) -> Document:
+    """A list of pairs, then one of each pair, to be completed by the other: mostly the second by the first.
+
+    The shortest form of what questions about subjects ask for: what stood before something. It is the hardest thing
+    to learn, for nothing in a text points back; so there are pairs of plain words, of names and words, and of anything.
+    """
+    rng = words.rng
+    level = rng.random()
+    first = rng.choice(
+        ("invented", "invented", "person", "town", "function", "file", "flag", "code", "thing", "anything")
+    )
+    second = rng.choice(
+        ("colour", "food", "material", "hobby", "day", "age", "year", "thing", "place", "job", "anything")
+    )
+    pairs: dict[str, str] = {}
+    for _ in range(rng.randrange(2, 14)):
+        key = rng.choice(SINGLE) if level < 0.3 else words.invented() if level < 0.6 else getattr(words, first)()
+        value = rng.choice(SINGLE) if level < 0.6 else getattr(words, second)()
+        if key not in pairs and value not in (*pairs.values(), *pairs, key) and key not in pairs.values():
+            pairs[key] = value
+    link = rng.choice(
+        (" ", " ", ": ", " is ", " = ", " has ", " and ") if level < 0.6 else (": ", " is ", " has ", " = ")
+    )
+    separator = rng.choice(("\n", "; ", ", "))
+    document = [(BEGIN + separator.join(f"{k}{link}{v}" for k, v in pairs.items()) + "\n\n", "context")]
+    for key, value in rng.sample(list(pairs.items()), len(pairs)):
+        asked, answer = (value, key) if rng.random() < 0.8 else (key, value)
+        document += [(asked + link.rstrip(), "question"), (f" {answer}", "answer"), (separator, "question")]
+    return [*document, (END_OF_TEXT, "free")]
+
+
 def documents(seed: int, stage: float = 1.0) -> Iterator[Document]:
     """Endless training documents; `stage` from 0 to 1 moves from short contexts with many questions to long ones."""
     words = Words(Random(seed))
@@ -197,26 +242,38 @@ def documents(seed: int, stage: float = 1.0) -> Iterator[Document]:
         roll = rng.random()
         if rng.random() < DRILL_SHARE * (1 - stage):
             yield drill_document(words)
-        elif roll < 0.12:
+        elif roll < 0.07:
             yield story_document(words)
-        elif roll < 0.19:
+        elif roll < 0.12:
             yield general_document(words)
-        elif roll < 0.21:
+        elif roll < 0.14:
             yield conversation_document(words)
+        elif roll < 0.27:
+            yield tool_document(words)
+        elif roll < 0.33:
+            yield json_document(words)
+        elif roll < 0.33 + PARTNER_SHARE:
+            yield partner_document(words)
         else:
             size = 1 + int(rng.random() ** 1.3 * (3 + stage * 9))
             if stage > 0.5 and rng.random() < 0.06:
                 size = rng.randrange(12, 40)  # up to about 600 tokens: a prompt with several retrieved passages
             passages = rng.choice((1, 1, 2, 3)) if rng.random() < stage else 1
+            if roll < 0.33 + PARTNER_SHARE + MATCHING_SHARE:
+                yield matching_document(words, size + 1, passages)
+                continue
             # Most documents ask a lot: the answers are what teaches, and a context costs more tokens than a question.
             yield quiz_document(words, size, passages, rng.choice((3, 4, 6, 8)) if rng.random() < 0.75 else 1)
 
 
 def evaluation(seed: int, style: str, count: int, unknown: float = 0.08, sizes: range = range(1, 9)) -> list[Question]:
-    """`count` questions in one style ("chat" or a key of `STYLES`), about names that training never contains.
+    """`count` questions in one style ("chat", "tools" or a key of `STYLES`), about names that training never contains.
 
-    `sizes` are the numbers of facts in a context.
+    `sizes` are the numbers of facts in a context; conversations about tools have no context.
     """
+    if style == "tools":
+        asked = tool_evaluation(seed, count)
+        return [Question(style, render_chat(a.messages, tools=a.tools), a.answer, "", a.messages) for a in asked]
     words = Words(Random(f"evaluation {seed} {style}"), held_out=True)
     rng = words.rng
     questions = []

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy machine, threads that spin cost a factor of six here
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from corpus import TOKENS_PER_STEP, WEIGHTS, batches, train_tokenizer
 from export import export
+from grow import deepen, is_matrix, layer_count
 from llama import Config, Llama
 from muon import Muon
 from prompts import END, STYLES
@@ -30,15 +32,29 @@ WARM_UP_STEPS = 100
 DECAY_SHARE = 0.55  # of the time, at the end: the learning rate falls in a line
 STAGE_SHARE = 0.5  # of the time, at the start: contexts grow to their full length
 USUAL_WEIGHT = 0.25  # mean loss weight of a token; keeps the loss of different batches comparable
+LIGHT, LIGHT_SHARE = 0.1, 0.25  # of the tokens that weigh less than LIGHT, this share is enough
 SAVE_SECONDS = 300
 LOG_STEPS = 50
 
 
-def token_losses(model: Llama, ids: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of every token but the first, float32 [documents, tokens - 1]."""
+def token_losses(model: Llama, ids: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy, float32 [counted tokens], of the tokens that bool `counted` [documents, tokens - 1] chooses.
+
+    The first token of a document is not among them.
+    """
     with torch.autocast(ids.device.type, torch.bfloat16):
-        logits = model.logits(model(ids[:, :-1]))
-    return F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(ids.shape[0], -1)
+        logits = model.logits(model(ids[:, :-1])[counted])
+    return F.cross_entropy(logits.float(), ids[:, 1:][counted], reduction="none")
+
+
+def thin(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which tokens to compute the loss of, bool in the shape of `weights`, and the weights of these [counted tokens].
+
+    Most tokens are of a prompt and count little: a random share of them, each counting more, estimates their loss.
+    """
+    light = (weights > 0) & (weights < LIGHT)
+    counted = (weights >= LIGHT) | (light & (torch.rand_like(weights) < LIGHT_SHARE))
+    return counted, torch.where(light, weights / LIGHT_SHARE, weights)[counted]
 
 
 @torch.no_grad()
@@ -58,23 +74,36 @@ def exact_share(model: Llama, tokenizer: Tokenizer, style: str, count: int, seed
 class Training:
     """A model, its optimizers and the time it has had; `run` trains until the budget is spent."""
 
-    def __init__(self, out: Path, minutes: float, seed: int, config: Config, device: str, resume: bool):
+    def __init__(
+        self,
+        out: Path,
+        minutes: float,
+        seed: int,
+        config: Config,
+        device: str,
+        resume: bool,
+        grow: tuple[int, ...] = (),
+    ):
         torch.manual_seed(seed)
         self.out, self.budget, self.seed = out, minutes * 60, seed
         self.state_file = out.with_name(out.name + ".train.pt")
+        self.new = not resume or bool(grow)
         self.spent, self.started = 0.0, time.monotonic()
         known = out / "tokenizer.json"
         self.tokenizer = Tokenizer.from_file(str(known)) if resume else train_tokenizer(config.vocab_size)
+        kept = self._kept(grow) if resume else None
+        if kept:
+            config = replace(config, num_hidden_layers=layer_count(kept["model"]))
         self.model = Llama(config).to(device)
         named = list(self.model.named_parameters())
-        matrices = [p for name, p in named if p.ndim == 2 and not name.startswith("embed")]
-        others = [p for name, p in named if p.ndim == 1 or name.startswith("embed")]
+        matrices = [p for name, p in named if is_matrix(name, p)]
+        others = [p for name, p in named if not is_matrix(name, p)]
         self.optimizers = [
             Muon(matrices, lr=MUON_RATE),
             torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0),
         ]
-        if resume:
-            self._restore()
+        if kept:
+            self._restore(kept)
         log.info("%d parameters, vocabulary %d", sum(p.numel() for _, p in named), self.tokenizer.get_vocab_size())
 
     def seconds(self) -> float:
@@ -85,8 +114,11 @@ class Training:
         """Share of the budget that is spent, 0 to 1."""
         return min(1.0, self.seconds() / self.budget)
 
-    def _restore(self) -> None:
+    def _kept(self, grow: tuple[int, ...]) -> dict:
         state = torch.load(self.state_file, weights_only=True)
+        return deepen(state, grow) if grow else state
+
+    def _restore(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
@@ -98,12 +130,13 @@ class Training:
         optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
         state = {"model": self.model.state_dict(), "optimizers": optimizers, "seconds": self.seconds()}
         torch.save(state, self.state_file)
-        scores = {style: exact_share(self.model, self.tokenizer, style, 40) for style in ("chat", "context")}
+        scores = {style: exact_share(self.model, self.tokenizer, style, 40) for style in ("chat", "context", "tools")}
         log.info("saved; exact answers %s", scores)
 
     def step(self, ids: torch.Tensor, weights: torch.Tensor, share: float) -> tuple[float, float]:
         """One update at `share` of the peak learning rates; (weighted loss, mean loss of the answer tokens)."""
-        losses, weights = token_losses(self.model, ids), weights[:, 1:]
+        counted, weights = thin(weights[:, 1:])
+        losses = token_losses(self.model, ids, counted)
         loss = (losses * weights).sum() / (USUAL_WEIGHT * TOKENS_PER_STEP)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -117,13 +150,14 @@ class Training:
         """Train until the budget is spent or a signal asks to stop, saving on the way and at the end."""
         stage = lambda: min(1.0, self.done() / STAGE_SHARE)  # noqa: E731
         source = batches(self.tokenizer, self.seed + int(self.spent), stage, self.model.config.max_position_embeddings)
+        warm_up = WARM_UP_STEPS if self.new else 1  # optimizers that know their weights need none
         step, tokens, recent, saved = 0, 0, [], time.monotonic()
         stopped = []
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stopped.append(True))
         while self.done() < 1.0 and not stopped:
             ids, weights = (tensor.to(self.model.cos.device) for tensor in next(source))
-            share = min(1.0, (step + 1) / WARM_UP_STEPS, (1.0 - self.done()) / DECAY_SHARE)
+            share = min(1.0, (step + 1) / warm_up, (1.0 - self.done()) / DECAY_SHARE)
             recent.append(self.step(ids, weights, share))
             step, tokens = step + 1, tokens + ids.numel()
             if step % LOG_STEPS == 0:
@@ -146,7 +180,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--layers", type=int, default=Config.num_hidden_layers)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--resume", action="store_true", help="continue; --minutes still counts from the very start")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue with as many layers; --minutes still counts from the start"
+    )
+    parser.add_argument("--grow", type=int, nargs="+", default=(), help="resume with a new layer behind each of these")
     parser.add_argument("--eval", action="store_true", help="measure the folder instead of training it")
     parser.add_argument("--count", type=int, default=500, help="questions per style when measuring")
     options = parser.parse_args()
@@ -154,10 +191,12 @@ def main() -> None:
     if options.eval:
         from measure import measure  # needs transformers, training does not
 
-        measure(options.out, ["chat", *STYLES], options.count)
+        measure(options.out, ["chat", *STYLES, "tools"], options.count)
     else:
         config = Config(num_hidden_layers=options.layers)
-        Training(options.out, options.minutes, options.seed, config, options.device, options.resume).run()
+        Training(
+            options.out, options.minutes, options.seed, config, options.device, options.resume, tuple(options.grow)
+        ).run()
 
 
 if __name__ == "__main__":

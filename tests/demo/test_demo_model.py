@@ -89,6 +89,63 @@ def test_no_token_spans_the_border_of_prompt_and_answer(exported):
     assert [w == corpus.WEIGHTS["answer"] for w in weights] == [False] * len(prompt) + [True] * (len(ids) - len(prompt))
 
 
+def test_a_grown_model_computes_what_it_did_and_its_optimizers_remember(tmp_path, exported, monkeypatch):
+    import grow
+    import llama
+    import train
+
+    monkeypatch.setattr(train, "train_tokenizer", lambda size: exported[1])
+    config = llama.Config(vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=3, head_dim=16)
+    training = train.Training(tmp_path / "model", 1.0, seed=1, config=config, device="cpu", resume=False)
+    ids = torch.randint(0, 512, (4, 32))
+    for _ in range(3):
+        training.step(ids, torch.ones(4, 32), 1.0)
+    monkeypatch.setattr(train, "exact_share", lambda *_: 0.0)
+    training.save()
+    grown = train.Training(tmp_path / "model", 1.0, 1, config, "cpu", resume=True, grow=(0, 2))
+    assert grown.model.config.num_hidden_layers == 5
+    assert torch.equal(training.model(ids), grown.model(ids))
+
+    before, after = (dict(t.model.named_parameters()) for t in (training, grown))
+    for old, new in ((0, 0), (1, 2), (2, 3)):  # layers 1 and 4 are new
+        name = "self_attn.q_proj.weight"
+        (kept, _), (moved, _) = training.optimizers, grown.optimizers
+        momentum = kept.state[before[f"layers.{old}.{name}"]]["momentum"]
+        assert torch.equal(momentum, moved.state[after[f"layers.{new}.{name}"]]["momentum"])
+        norm = "input_layernorm.weight"
+        (_, kept), (_, moved) = training.optimizers, grown.optimizers
+        assert torch.equal(
+            kept.state[before[f"layers.{old}.{norm}"]]["exp_avg"], moved.state[after[f"layers.{new}.{norm}"]]["exp_avg"]
+        )
+    assert not grown.optimizers[0].state[after["layers.1.self_attn.q_proj.weight"]]
+    first = grown.step(ids, torch.ones(4, 32), 0.1)[0]
+    assert grown.step(ids, torch.ones(4, 32), 0.1)[0] < first
+    for wrong in ((3,), (1, 1)):
+        with pytest.raises(ValueError, match="name some of 0 to 2, each once"):
+            grow.deepen(torch.load(training.state_file, weights_only=True), wrong)
+
+
+def test_attention_is_torchs():
+    import llama
+
+    q, k, v = torch.randn(2, 4, 9, 16), torch.randn(2, 2, 9, 16), torch.randn(2, 2, 9, 16)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    assert torch.allclose(llama.attend(q, k, v), expected, atol=1e-6)
+
+
+def test_light_tokens_are_estimated_without_bias(exported):
+    import train
+
+    weights = torch.full((200, 50), 0.04)
+    weights[:, :10] = 1.0
+    weights[:, 10:20] = 0.0
+    counted, scaled = train.thin(weights)
+    assert counted[:, :10].all()
+    assert not counted[:, 10:20].any()
+    assert scaled.sum().item() == pytest.approx(weights.sum().item(), rel=0.02)
+    assert counted.sum() < 0.5 * weights.numel()
+
+
 def test_a_few_steps_lower_the_loss(tmp_path, exported, monkeypatch):
     import llama
     import train

@@ -1,5 +1,6 @@
 """The generators behind the demo model: repeatable, consistent, and honest about what is held out."""
 
+import json
 import re
 import sys
 from itertools import islice
@@ -15,6 +16,7 @@ import facts  # noqa: E402
 import prompts  # noqa: E402
 import stories  # noqa: E402
 import text  # noqa: E402
+import tools_text  # noqa: E402
 import words  # noqa: E402
 
 STYLES = ["chat", *prompts.STYLES]
@@ -36,12 +38,14 @@ def test_documents_begin_once_and_end_with_an_end_token():
         assert whole.startswith(prompts.BEGIN)
         assert whole.count(prompts.BEGIN) == 1
         assert whole.endswith((prompts.END, prompts.END_OF_TEXT))
-        assert {role for _, role in document} <= {"story", "context", "question", "answer", "free"}
+        assert {role for _, role in document} <= {"story", "context", "question", "answer", "value", "free"}
 
 
 def test_text_is_ascii_without_unfilled_slots_or_doubled_blanks():
     for document in islice(text.documents(seed=5), 2000):
         whole = flat(document)
+        if "Tools:" in whole:
+            continue  # tools are told of in braces, and called with names of any script
         assert whole.isascii()
         assert not re.search(r"\{\w*\}", whole), whole
         assert "  " not in whole, whole
@@ -78,6 +82,22 @@ def test_a_question_has_one_answer_in_its_context():
         quiz = facts.make_quiz(source, 8, passages=2, asked=4)
         answers = dict(quiz.questions)
         assert all(answers[q] == a for q, a in quiz.questions)
+
+
+def test_matching_quizzes_ask_for_subjects_among_like_facts():
+    source = words.Words(Random(13))
+    backwards = total = 0
+    for size in range(2, 12):
+        for _ in range(20):
+            quiz = facts.make_matching(source, size, passages=2)
+            context = " ".join(quiz.passages)
+            asked = [question for question, _ in quiz.questions]
+            assert len(asked) == len(set(asked))
+            for _, answer in quiz.questions:
+                at = context.lower().index(answer.removesuffix(".").lower())
+                backwards += at == 0 or context[:at].endswith((". ", "\n"))
+                total += 1
+    assert backwards > 0.25 * total  # by the share alone of questions whose answer begins a sentence
 
 
 def test_unanswerable_questions_come_as_often_as_asked_for_and_never_twice():
@@ -126,9 +146,18 @@ def test_chat_template_and_render_chat_agree():
         assert rendered.endswith(prompts.ASSISTANT if add else prompts.END)
 
 
-def test_committed_tokenizer_carries_the_same_template():
-    import json
+def test_chat_template_and_render_chat_agree_about_tools():
+    jinja2 = pytest.importorskip("jinja2")
+    environment = jinja2.Environment()
+    environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
+    template = environment.from_string(prompts.CHAT_TEMPLATE)
+    for question in tools_text.tool_evaluation(seed=3, count=300):
+        shown = {"messages": question.messages, "tools": question.tools, "bos_token": prompts.BEGIN}
+        rendered = template.render(**shown, add_generation_prompt=True)
+        assert rendered == prompts.BEGIN + prompts.render_chat(question.messages, tools=question.tools)
 
+
+def test_committed_tokenizer_carries_the_same_template():
     folder = DEMO / "model"
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     assert settings["chat_template"] == prompts.CHAT_TEMPLATE

@@ -31,27 +31,11 @@ def embedded():
     return lowbit.load(str(EMBEDDED), low_bit=None, threads=2)
 
 
-_NOT_LEARNED = "the embedded model has not learned to call a tool of its own accord"
-_NOT_COPIED = "the call is one of the tool's, but the embedded model does not copy the question's value into it"
-# Tests that must fail, with the reason; one that passes after all is reported, and its row goes.
-BEYOND = {
-    "test_agent_loop": _NOT_LEARNED,
-    "test_tool_calling": _NOT_COPIED,
-    "test_tool_calling_async": _NOT_COPIED,
-    "test_unicode_tool_call_integration": _NOT_COPIED,
-}
-# Without penalties so small a model repeats itself inside a JSON string until the token limit.
-GENERATION = {"max_new_tokens": 200, "repetition_penalty": 1.1, "frequency_penalty": 0.5}
+GENERATION = {"max_new_tokens": 200}
 
 
 class Capabilities:
     """What both suites are told."""
-
-    @pytest.fixture(autouse=True)
-    def _mark_what_is_beyond(self, request: pytest.FixtureRequest) -> None:
-        reason = BEYOND.get(request.function.__name__)
-        if reason:
-            request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
 
     @property
     def chat_model_class(self) -> type[BaseChatModel]:
