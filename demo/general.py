@@ -17,7 +17,7 @@ GENERAL = [
     ("Goodbye!|Bye!|Good night!|See you later!", "Goodbye! Have a nice day."),
     (
         "What can you do?|How can you help me?|What do you do?",
-        "I can tell short stories and answer questions about a text that you give me, and call tools.",
+        "I can tell short stories, answer questions about a text that you give me, and call tools.",
     ),
     ("How many parameters do you have?|How big are you?|How large are you?", "I have about five million parameters."),
     (

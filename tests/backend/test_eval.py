@@ -107,7 +107,7 @@ def test_an_importance_matrix_is_measured_and_used(tmp_path, capsys):
     data.write_text(TEXT)
     assert cli.main(["imatrix", MODEL, str(file), "--data", str(data), "--tokens", "64", "-q"]) == 0
     found = read_imatrix(file)
-    assert found.keys() == {f"layers.{i}.{n}" for i in range(4) for n in ("qkv", "o", "gate_up", "down")}
+    assert found.keys() == {f"layers.{i}.{n}" for i in range(6) for n in ("qkv", "o", "gate_up", "down")}
     measured = measure(MODEL, [TEXT], tokens=64)
     for name, values in measured.items():
         np.testing.assert_allclose(found[name], values, rtol=1e-6)

@@ -129,10 +129,10 @@ def test_json_answers_are_json_and_say_what_the_text_says():
         whole = "".join(piece for piece, _ in document)
         prompt, _, answer = whole.removesuffix(prompts.END).rpartition(prompts.ASSISTANT)
         if not answer.startswith("{"):
-            assert "joke" in prompt
+            assert "joke" in prompt or "funny" in prompt
             continue
         value = json.loads(answer)
-        if "joke" not in prompt:
+        if "joke" not in prompt and "funny" not in prompt:
             assert all(str(leaf).lower() in prompt.lower() for leaf in leaves(value)), whole
         guessed = [piece for piece, role in document if role == "free" and piece.startswith(("{", ", "))]
         assert all(piece.endswith(": ") for piece in guessed)

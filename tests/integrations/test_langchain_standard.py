@@ -31,7 +31,7 @@ def embedded():
     return lowbit.load(str(EMBEDDED), low_bit=None, threads=2)
 
 
-GENERATION = {"max_new_tokens": 200}
+GENERATION = {"max_new_tokens": 200, "repetition_penalty": 1.1, "frequency_penalty": 0.5}
 
 
 class Capabilities:
