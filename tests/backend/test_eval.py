@@ -111,7 +111,7 @@ def test_an_importance_matrix_is_measured_and_used(tmp_path, capsys):
     measured = measure(MODEL, [TEXT], tokens=64)
     for name, values in measured.items():
         np.testing.assert_allclose(found[name], values, rtol=1e-6)
-    plain, weighed = (lowbit.load(MODEL, "sym_int3", quantiser=q) for q in (None, Quantiser(imatrix=file)))
+    plain, weighed = (lowbit.load(MODEL, "sym_int4", quantiser=q) for q in (None, Quantiser(imatrix=file)))
     exact = lowbit.load(MODEL, "fp32")
     ids = exact.encode(TEXT)[:64]
     errors = [np.square(m.logits(ids) - exact.logits(ids)).mean() for m in (plain, weighed)]
