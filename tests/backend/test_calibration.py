@@ -165,16 +165,16 @@ def test_the_walk_over_layers(name, algorithm):
 
 
 def test_a_trained_model_gets_better_at_few_bits(demo_model):
-    texts = demo_model["texts"]
+    held_out, calibration = demo_model["texts"][30:45], demo_model["texts"][:30] + demo_model["texts"][45:]
 
     def measured(**options):
         loaded = lowbit.load(demo_model["folder"], low_bit="sym_int3", group_size=128, **options)
         encode = loaded.tokenizer.encode
-        return perplexity(loaded.logits, [encode(t, add_special_tokens=False) for t in texts[30:45]]).loss
+        return perplexity(loaded.logits, [encode(t, add_special_tokens=False) for t in held_out]).loss
 
     plain = measured()
     for algorithm in ("awq", "teq", "gptq"):
-        better = measured(quantiser=Quantiser(algorithm, calibration=texts[:30], tokens=1200))
+        better = measured(quantiser=Quantiser(algorithm, calibration=calibration, tokens=3600))
         assert better < plain, algorithm
     assert measured(quantiser=Quantiser(clip_search=True)) < plain
 
@@ -188,7 +188,7 @@ def demo_model():
     finally:
         sys.path.remove(str(demo))
     source = documents(77)
-    texts = ["".join(piece for piece, _ in next(source)) for _ in range(45)]
+    texts = ["".join(piece for piece, _ in next(source)) for _ in range(105)]
     return {"folder": str(demo / "model"), "texts": texts}
 
 
