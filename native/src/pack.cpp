@@ -25,11 +25,18 @@ void read_row(const FloatView& w, int64_t row, float* out) {
         std::memcpy(out, in, w.cols * sizeof(float));
         return;
     }
-    const uint16_t* halves = reinterpret_cast<const uint16_t*>(in);
+    // Byte by byte as far as the language is concerned: the tensors of a file's mapping need not be aligned.
+    const auto each = [&](auto to_float) {
+        for (int64_t i = 0; i < w.cols; i++) {
+            uint16_t half;
+            std::memcpy(&half, in + 2 * i, 2);
+            out[i] = to_float(half);
+        }
+    };
     if (w.dtype == DType::bf16)
-        for (int64_t i = 0; i < w.cols; i++) out[i] = bf16_to_float(halves[i]);
+        each(bf16_to_float);
     else
-        for (int64_t i = 0; i < w.cols; i++) out[i] = half_to_float(halves[i]);
+        each(half_to_float);
 }
 
 // ---- scales ----
@@ -332,9 +339,11 @@ void copy_panel(const FloatView& w, const Format& f, const Layout& l, int64_t pa
 template <class Bits>
 Bits largest_magnitude(const FloatView& w, int64_t row, Bits most) {
     constexpr Bits mask = static_cast<Bits>(~Bits{0}) >> 1;
-    const Bits* x = reinterpret_cast<const Bits*>(row_bytes(w, row));
+    const auto* x = row_bytes(w, row);  // of a file's mapping: not aligned
     for (int64_t i = 0; i < w.cols; i++) {
-        const Bits a = x[i] & mask;
+        Bits a;
+        std::memcpy(&a, x + i * sizeof(Bits), sizeof(Bits));
+        a &= mask;
         most = a > most ? a : most;
     }
     return most;
