@@ -2,13 +2,7 @@
 #include <immintrin.h>
 
 #include "lowbit/kernels.h"
-
-#define ALWAYS_INLINE inline __attribute__((always_inline))
-#ifdef __SANITIZE_ADDRESS__  // every load is instrumented there
-#define UNROLL
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
+#include "shared/macros.h"
 
 namespace lowbit::avx2 {
 namespace {

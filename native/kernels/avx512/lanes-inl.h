@@ -23,6 +23,13 @@ inline Quad add_bit(Quad codes, const uint8_t* mask_bytes, int) {
     return _mm512_mask_add_epi8(codes, mask, codes, _mm512_set1_epi8(value));
 }
 
+// The int8 codebook (plus `offset`) at codes below 64.
+template <FormatId id, int offset>
+inline Quad look_up(Quad codes) {
+    static constexpr auto table = byte_table<id, 64>(offset);
+    return _mm512_permutexvar_epi8(codes, _mm512_load_si512(table.at));
+}
+
 inline Quad broadcast_four(const int8_t* x) {
     int32_t four;
     __builtin_memcpy(&four, x, 4);

@@ -24,12 +24,8 @@ constexpr int kOffset = kFormat<id>.codes == Codes::kCodebook ? 128 : kFormat<id
 
 template <FormatId id>
 inline Quad to_integers(Quad codes) {
-    if constexpr (kFormat<id>.codes == Codes::kCodebook) {
-        static constexpr auto table = byte_table<id, 64>(128);
-        return _mm512_permutexvar_epi8(codes, _mm512_load_si512(table.at));
-    } else {
-        return codes;
-    }
+    if constexpr (kFormat<id>.codes == Codes::kCodebook) return look_up<id, 128>(codes);
+    return codes;
 }
 
 template <FormatId id>

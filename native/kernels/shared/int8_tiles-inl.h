@@ -9,12 +9,8 @@
 // Weights as signed bytes, since the tile instruction takes both sides signed.
 template <FormatId id>
 inline Quad to_integers(Quad codes) {
-    if constexpr (kFormat<id>.codes == Codes::kCodebook) {
-        static constexpr auto table = byte_table<id, 64>(0);
-        return _mm512_permutexvar_epi8(codes, _mm512_load_si512(table.at));
-    } else {
-        return _mm512_sub_epi8(codes, _mm512_set1_epi8(static_cast<char>(kFormat<id>.offset)));
-    }
+    if constexpr (kFormat<id>.codes == Codes::kCodebook) return look_up<id, 0>(codes);
+    return _mm512_sub_epi8(codes, _mm512_set1_epi8(static_cast<char>(kFormat<id>.offset)));
 }
 
 constexpr int kTileRows = kTileBlockRows, kTileVectors = 2, kStripPanels = 2;

@@ -1,13 +1,6 @@
 // Format properties all tiers share; include inside a tier's anonymous namespace.
 
-#define INLINE_LAMBDA __attribute__((always_inline))
-#define ALWAYS_INLINE inline __attribute__((always_inline))
-#ifdef __SANITIZE_ADDRESS__  // every load is instrumented there: unrolled kernels would compile for many minutes
-#define UNROLL
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
-#define NO_UNROLL _Pragma("GCC unroll 1")
+#include "shared/macros.h"
 
 // Lambdas take a constant index as an argument of this type.
 template <int i>
