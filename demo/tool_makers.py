@@ -73,8 +73,7 @@ def _look_up_place(form: Random, words: Words) -> Use:
         f"What is the {topic} in {value}?|What's the {topic} in {value}?|Tell me the {topic} in {value}.|"
         f"How is the {topic} in {value}?",
     )
-    tool = definition(name_of(form, _pick(form, _FINDERS), topic), about, {key: STRING})
-    return Use(tool, asked, {key: value}, _found(words, topic))
+    return _finder(form, words, topic, about, asked, {key: value})
 
 
 def _look_up(form: Random, words: Words) -> Use:
@@ -90,14 +89,15 @@ def _look_up(form: Random, words: Words) -> Use:
         f"What is the {topic} of {value}?|Which {topic} does {value} have?|Find the {topic} of {value}.|"
         f"Tell me the {topic} of {value}.",
     )
-    tool = definition(name_of(form, _pick(form, _FINDERS), topic), about, {key: STRING})
-    return Use(tool, asked, {key: value}, _found(words, topic))
+    return _finder(form, words, topic, about, asked, {key: value})
 
 
-def _found(words: Words, topic: str) -> str:
+def _finder(form: Random, words: Words, topic: str, about: str, asked: str, arguments: dict[str, str]) -> Use:
+    """A tool that finds a topic by one name, and what it found."""
+    tool = definition(name_of(form, _pick(form, _FINDERS), topic), about, dict.fromkeys(arguments, STRING))
     found = words.anything().replace('"', "")
     sentence, word = f"The {topic} is {found}.|It is {found}.|{found}", words.rng.choice(ADJECTIVES)
-    return _pick(words.rng, f'{sentence}|{{"{topic}": "{found}"}}|It\'s {word}.')
+    return Use(tool, asked, arguments, _pick(words.rng, f'{sentence}|{{"{topic}": "{found}"}}|It\'s {word}.'))
 
 
 def _function(form: Random, words: Words) -> Use:
