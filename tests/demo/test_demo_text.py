@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 
+import jinja2
 import pytest
 
 DEMO = Path(__file__).parents[2] / "demo"
@@ -132,7 +133,6 @@ def test_stories_are_about_who_was_asked_for():
 
 
 def test_chat_template_and_render_chat_agree():
-    jinja2 = pytest.importorskip("jinja2")
     template = jinja2.Environment().from_string(prompts.CHAT_TEMPLATE)
     messages = [
         {"role": "system", "content": "You are a helpful assistant."},
@@ -147,7 +147,6 @@ def test_chat_template_and_render_chat_agree():
 
 
 def test_chat_template_and_render_chat_agree_about_tools():
-    jinja2 = pytest.importorskip("jinja2")
     environment = jinja2.Environment()
     environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
     template = environment.from_string(prompts.CHAT_TEMPLATE)
