@@ -58,14 +58,17 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def load(id_or_path: str, low_bit: str | None = "sym_int4", **options: Any) -> TextModel:
+def load(
+    id_or_path: str, low_bit: str | None = "sym_int4", *, draft_model: str | TextModel | None = None, **options: Any
+) -> TextModel:
     """Returns a `TextModel` for a hub id, a local Hugging Face folder or a low-bit folder.
 
     A float checkpoint is quantised while it is read (`low_bit`: a name of `lowbit.formats`, or None for none); a
     low-bit folder is opened as it was saved. `options` are the keyword arguments of `lowbit.loading.load_model`
     (`modules_to_not_convert`, `head_format`, `embedding_format`, `group_size`, `trust_remote_code`, `revision`,
     `show_progress`, ...) and the fields of `lowbit.Runtime` (`device`, `threads`, `context`, `compute`, `kv_dtype`,
-    ...).
+    ...). draft_model: a smaller model of the same vocabulary, or its id or path, that guesses tokens for this one to
+    check; answers stay the same and come sooner where it guesses well.
 
     Raises ValueError or OSError with the cause and the fix; TypeError for an unknown option, with the nearest name.
 
@@ -73,7 +76,7 @@ def load(id_or_path: str, low_bit: str | None = "sym_int4", **options: Any) -> T
     >>> for delta in model.stream("Once upon a time", max_new_tokens=32):  # doctest: +SKIP
     ...     print(delta.text, end="")
     """
-    from lowbit.options import split_options
+    from lowbit.options import ACCESS, split_options
 
     runtime_options, load_options = split_options(options)
     from lowbit.loading import load_model
@@ -81,4 +84,8 @@ def load(id_or_path: str, low_bit: str | None = "sym_int4", **options: Any) -> T
     from lowbit.text import TextModel
 
     runtime = Runtime(**runtime_options).resolve()
-    return TextModel(load_model(id_or_path, low_bit, runtime=runtime, **load_options), runtime)
+    if draft_model is not None and not isinstance(draft_model, TextModel):
+        shared = {name: value for name, value in load_options.items() if name in ACCESS}
+        draft_model = TextModel(load_model(draft_model, low_bit, runtime=runtime, **shared), runtime)
+    loaded = load_model(id_or_path, low_bit, runtime=runtime, **load_options)
+    return TextModel(loaded, runtime, draft_model=draft_model)

@@ -15,6 +15,7 @@ from lowbit.requests import Engine, Event, Request
 from lowbit.rows import Mailbox, Row
 from lowbit.scheduler import Scheduler
 from lowbit.sessions import IDLE_SESSIONS, SessionPool
+from lowbit.speculation import DraftModel
 
 __all__ = ["MAX_BATCH", "PREFILL_CHUNK", "Batch", "Engine", "Event", "Generator", "Request"]
 
@@ -32,10 +33,16 @@ class Batch:
     or after the pass they are in. Nothing is computed before the first event is asked for.
     """
 
-    def __init__(self, scheduler: Scheduler, requests: Sequence[Request], cancel: threading.Event | None) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        requests: Sequence[Request],
+        cancel: threading.Event | None,
+        draft_model: DraftModel | None = None,
+    ) -> None:
         self._mailbox: Mailbox = Mailbox()
         self._scheduler = scheduler
-        self._rows = [Row(i, r, scheduler.engine, self._mailbox, cancel) for i, r in enumerate(requests)]
+        self._rows = [Row(i, r, scheduler.engine, self._mailbox, cancel, draft_model) for i, r in enumerate(requests)]
         self._started = False
         self._open = len(self._rows)  # that owe an event
 
@@ -101,7 +108,8 @@ class Batch:
 
 class Generator:
     """Generates with one engine, and keeps idle sessions within a memory bound: a prompt that begins like an earlier or
-    running one is prefilled only from where it differs, and what they share is held once."""
+    running one is prefilled only from where it differs, and what they share is held once. draft_model: guesses what the
+    engine then checks, several tokens in one pass."""
 
     def __init__(
         self,
@@ -111,8 +119,10 @@ class Generator:
         idle_bytes: int | None = None,
         max_batch: int = MAX_BATCH,
         prefill_chunk: int = PREFILL_CHUNK,
+        draft_model: DraftModel | None = None,
     ) -> None:
         self.engine = engine
+        self._draft_model = draft_model
         self.sessions = SessionPool(engine, idle_sessions, idle_bytes)
         self._scheduler = Scheduler(engine, self.sessions, max_batch, prefill_chunk)
 
@@ -128,7 +138,7 @@ class Generator:
         Raises ValueError for an empty prompt, an id outside the vocabulary, a prompt that leaves no room in the context
         or under max_length; nothing is truncated.
         """
-        return Batch(self._scheduler, requests, cancel)
+        return Batch(self._scheduler, requests, cancel, self._draft_model)
 
     def memory(self) -> dict[str, int]:
         """Returns bytes and counts of the key-value caches: idle_sessions, idle_bytes and idle_limit_bytes of those

@@ -30,6 +30,9 @@ NO_EFFECT = {
     "padding_side": "batches are not padded",
 }
 
+# Loading options that say where files come from, not what becomes of them: a draft model takes them too.
+ACCESS = ("cache_dir", "token", "local_files_only", "show_progress")
+
 
 def option_names() -> tuple[set[str], set[str]]:
     """Returns the names of the runtime options and of the loading options of `lowbit.load`."""
@@ -46,7 +49,7 @@ def option_names() -> tuple[set[str], set[str]]:
 def load_names() -> set[str]:
     """Returns the options of `lowbit.load` that a `model_kwargs` may hold."""
     runtime, loading = option_names()
-    return (runtime | loading) - {"saved_only"}  # which of the two constructors was called says that
+    return (runtime | loading | {"draft_model"}) - {"saved_only"}  # which of the two constructors was called says that
 
 
 def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

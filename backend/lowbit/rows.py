@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 
@@ -11,12 +12,13 @@ from lowbit import ops
 from lowbit.requests import Engine, Event, Request
 from lowbit.sampling import new_seed
 from lowbit.sessions import Held, Session
-from lowbit.speculation import Lookup
+from lowbit.speculation import Drafter, DraftModel, drafters
 
 # Events on their way from whoever makes the steps to the caller who asked for them; an exception ends the caller's
 # rows; None calls the reader to make steps itself. SimpleQueue, because its put() may be interrupted by another put(),
 # as the garbage collector does when it finds an abandoned stream.
 Mailbox = SimpleQueue["Event | BaseException | None"]
+Sampled = tuple[int, float, list[tuple[int, float]]]  # token, its log-probability, alternatives
 
 
 class Row:
@@ -26,7 +28,13 @@ class Row:
     """
 
     def __init__(
-        self, index: int, request: Request, engine: Engine, mailbox: Mailbox, cancel: threading.Event | None
+        self,
+        index: int,
+        request: Request,
+        engine: Engine,
+        mailbox: Mailbox,
+        cancel: threading.Event | None,
+        draft_model: DraftModel | None = None,
     ) -> None:
         prompt = _checked(request.prompt, engine)
         self.index = index
@@ -44,8 +52,8 @@ class Row:
         self.session: Session | None = None
         self.held: Held | None = None  # the session's cache and the ids it holds, for others to begin from
         self.waits_for: tuple[Row, int] | None = None  # a row that is prefilling what this one begins with, how far
-        speculates = self.options.greedy if self.options.speculate is None else self.options.speculate
-        self.lookup = Lookup(engine.exact_tokens - 1) if speculates and engine.exact_tokens > 1 else None
+        self._drafters = drafters(self.options, engine.exact_tokens - 1, draft_model, self._guess, self.ids.size)
+        self._drafter: Drafter | None = None  # whose draft is being checked
         self.reused = 0  # prompt tokens that a kept session already held
         self.delivered = 0  # events put into the mailbox
         self.taken = 0  # events the caller has read
@@ -67,9 +75,12 @@ class Row:
 
     def draft(self) -> np.ndarray:
         """Guessed ids after the known ones, at most as many as there is room for before the last one."""
-        if self.lookup is None:
-            return self.ids[:0]
-        return self.lookup.draft(self.ids[: self.count], self.ids.size - self.count - 1)
+        for drafter in self._drafters:
+            draft = drafter.draft(self.ids[: self.count], self.ids.size - self.count - 1)
+            if draft.size:
+                self._drafter = drafter
+                return draft
+        return self.ids[:0]
 
     def settle(self) -> None:
         """Cuts the cache back to ids that are chosen and not to be computed again: what follows was a draft, or its
@@ -85,8 +96,8 @@ class Row:
             if self.finished or accepted == draft.size or self.ids[self.count - 1] != draft[accepted]:
                 break
         if draft.size:
-            assert self.lookup is not None
-            self.lookup.learn(draft.size, accepted)
+            assert self._drafter is not None
+            self._drafter.learn(draft.size, accepted)
 
     @property
     def cancelled(self) -> bool:
@@ -99,14 +110,8 @@ class Row:
 
     def choose(self, logits: np.ndarray) -> None:
         """Appends the next token, chosen from a row of logits (scratch afterwards), and delivers it."""
-        output = self.output
-        mask = self._early_mask if output.size < self.options.min_new_tokens else self._mask
-        if self.allowed is not None and (allowed := self.allowed(output)) is not None:
-            mask = allowed if mask is None else allowed & mask
-        token, logprob, alternatives = ops.sample(
-            logits, prompt=self.ids[: self.prompt_tokens], output=output, mask=mask, seed=self.seed,
-            position=output.size, **self._sampler,
-        )  # fmt: skip
+        allowed = None if self.allowed is None else self.allowed(self.output)
+        token, logprob, alternatives = self._sample(logits, self.ids[: self.count], allowed, **self._sampler)
         self.ids[self.count] = token
         self.count += 1
         reason = "stop" if token in self.eos else "length" if self.count == self.ids.size else None
@@ -114,6 +119,28 @@ class Row:
             self.deliver(Event(self.index, token, reason))
         else:
             self.deliver(Event(self.index, token, reason, logprob, tuple(alternatives)))
+
+    def _guess(self, logits: np.ndarray, ids: np.ndarray) -> tuple[int, float]:
+        """A draft model's choice of what follows `ids`, and how sure it is. Constraints are not asked: they are told of
+        chosen tokens only."""
+        token, logprob, _ = self._sample(logits, ids, None, **{**self._sampler, "top_logprobs": 0})
+        return token, logprob
+
+    def _sample(self, logits: np.ndarray, ids: np.ndarray, allowed: np.ndarray | None, **sampler: Any) -> Sampled:
+        """Chooses what follows `ids` from a row of logits."""
+        output = ids[self.prompt_tokens :]
+        mask = self._early_mask if output.size < self.options.min_new_tokens else self._mask
+        if allowed is not None:
+            mask = allowed if mask is None else allowed & mask
+        return ops.sample(
+            logits, prompt=ids[: self.prompt_tokens], output=output, mask=mask, seed=self.seed, position=output.size,
+            **sampler,
+        )  # fmt: skip
+
+    def leave(self) -> None:
+        """Gives back what drafts were made with."""
+        for drafter in self._drafters:
+            drafter.close()
 
     def deliver(self, event: Event) -> None:
         """Puts an event into the mailbox; one with a finish reason ends the row."""

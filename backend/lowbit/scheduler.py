@@ -125,6 +125,7 @@ class Scheduler:
             self._gone.popleft().finished = True
         for row in [row for row in self._rows if row.finished]:
             self._rows.remove(row)
+            row.leave()
             if row.session is not None and not row.session.released:
                 row.settle()
                 self.sessions.release(row.session, row.ids)

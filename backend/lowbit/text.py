@@ -19,6 +19,7 @@ from lowbit.asynchronous import iterate_in_thread
 from lowbit.generate import Batch, Engine, Event, Generator, Request
 from lowbit.grammar import Guide, constraint_of
 from lowbit.sampling import GenerationOptions, from_generation_config
+from lowbit.speculation import DraftModel
 from lowbit.stop import StopMatcher
 from lowbit.tokenizer import Tokenizer
 
@@ -76,12 +77,21 @@ class Completion:
 class TextModel:
     """A loaded model that continues text.
 
-    model_id, spec, config, generation_config, tokenizer, runtime, device and context say what it is. `engine` and
-    `tokenizer` replace what is made from `loaded` and `runtime` (tests do).
+    model_id, spec, config, generation_config, tokenizer, runtime, device and context say what it is. draft_model: a
+    smaller model of the same vocabulary that guesses tokens, which this one then checks several at a time; no text
+    changes. `engine` and `tokenizer` replace what is made from `loaded` and `runtime` (tests do).
+
+    Raises ValueError for a draft model of another vocabulary.
     """
 
     def __init__(
-        self, loaded: Any, runtime: Any, *, engine: Engine | None = None, tokenizer: Tokenizer | None = None
+        self,
+        loaded: Any,
+        runtime: Any,
+        *,
+        draft_model: TextModel | None = None,
+        engine: Engine | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         if engine is None:
             from lowbit.engine import NativeEngine
@@ -94,7 +104,8 @@ class TextModel:
         self.generation_config: dict[str, Any] = loaded.generation_config
         self.model_id = str(loaded.provenance.get("source", ""))
         self.tokenizer = tokenizer if tokenizer is not None else Tokenizer.from_files(loaded.tokenizer_files)
-        self.generator = Generator(engine)
+        self.draft_model = draft_model
+        self.generator = Generator(engine, draft_model=None if draft_model is None else self._drafting(draft_model))
         self._defaults = from_generation_config(self.generation_config)
         self._eos = _first_given(
             self._defaults.get("eos_token_id"), self.config.get("eos_token_id"), self.tokenizer.eos_id
@@ -195,9 +206,7 @@ class TextModel:
 
     def memory(self) -> dict[str, int]:
         """Returns bytes and counts: weights_bytes (mapped ones too), and what `Generator.memory` says of sessions."""
-        tensors = self._loaded.tensors.values()
-        weights = sum(int(getattr(tensor, "data", tensor).nbytes) for tensor in tensors)
-        return {"weights_bytes": weights, **self.generator.memory()}
+        return {"weights_bytes": self._weights_bytes(), **self.generator.memory()}
 
     def save_low_bit(self, path: str | Path) -> None:
         """Writes the model as a complete low-bit folder that `lowbit.load` opens: weights, tokenizer, settings."""
@@ -210,6 +219,19 @@ class TextModel:
         return GenerationOptions.resolve(self._defaults, options)
 
     # ---- inside ------------------------------------------------------------------------------------------------
+
+    def _drafting(self, small: TextModel) -> DraftModel:
+        own, other = (model.tokenizer.backend.get_vocab(with_added_tokens=False) for model in (self, small))
+        if own != other:
+            raise ValueError(
+                f"draft_model {small.model_id!r} has another vocabulary than {self.model_id!r}, so its tokens mean "
+                "something else; take the smallest model of the same family"
+            )
+        cost = small.memory()["weights_bytes"] / max(1, self._weights_bytes())
+        return DraftModel(small.generator.engine, small.generator.sessions, self.spec.vocab_size, cost)
+
+    def _weights_bytes(self) -> int:
+        return sum(int(getattr(tensor, "data", tensor).nbytes) for tensor in self._loaded.tensors.values())
 
     def _generate(
         self, prompts: Prompt | Sequence[Prompt], options: Mapping[str, Any], cancel: threading.Event | None

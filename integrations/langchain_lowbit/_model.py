@@ -91,7 +91,8 @@ class LowBitModel(BaseModel):
         loading = {name: value for name, value in loading.items() if value is not None}
         model = lowbit.load(model_id, low_bit, **options, **loading)
         # As upstream keeps them, less what decides nothing about answers; a hub token must not reach traces and caches.
-        kept = {k: v for k, v in (model_kwargs or {}).items() if k not in ("device", "trust_remote_code", "token")}
+        dropped = ("device", "trust_remote_code", "token", "draft_model")
+        kept = {k: v for k, v in (model_kwargs or {}).items() if k not in dropped}
         return cls(model_id=model_id, model=model, tokenizer=model.tokenizer, model_kwargs=kept, **fields)
 
     @model_validator(mode="after")

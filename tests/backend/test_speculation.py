@@ -1,15 +1,21 @@
-"""Prompt-lookup speculation: drafts, what they save, and that no token ever changes."""
+"""Speculation, from the prompt and by a draft model: drafts, what they save, and that no token ever changes."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import models
 
 import lowbit
 import toy
 from lowbit.generate import Generator, Request
 from lowbit.sampling import GenerationOptions
-from lowbit.speculation import LONGEST_PAUSE, Lookup, lookup
+from lowbit.sessions import SessionPool
+from lowbit.speculation import CATCH_UP, LONGEST_PAUSE, DraftModel, Lookup, lookup
+from lowbit.text import TextModel
+from lowbit.tokenizer import Tokenizer
 
 QUOTED = [9, 8, 7, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 5, 6]
 
@@ -157,3 +163,140 @@ def test_native_logits_after_drafts_are_those_of_single_steps():
     for options in ({}, {"temperature": 1.0, "seed": 3}, {"repetition_penalty": 1.1}):
         plain = model.generate(prompt, max_new_tokens=60, speculate=False, **options)
         assert model.generate(prompt, max_new_tokens=60, speculate=True, **options).token_ids == plain.token_ids
+
+
+# ---- draft models ----------------------------------------------------------------------------------------------
+
+
+def with_draft(logits, guesses, exact=8, cost=0.1, context=512, **draft):
+    """A generator over one toy engine that another drafts for, and both engines."""
+    engine, small = toy.ToyEngine(logits, exact_tokens=exact, context=context), toy.ToyEngine(guesses, **draft)
+    generator = Generator(engine, draft_model=DraftModel(small, SessionPool(small), toy.VOCAB, cost))
+    return generator, engine, small
+
+
+def often_wrong(logits):
+    """A draft model that agrees with another three times out of four."""
+    return lambda ids: logits(ids) if len(ids) % 4 else toy.favour(len(ids) % 200)
+
+
+@pytest.mark.parametrize("logits", [quoting, looping, toy.babble(), toy.babble(memory=1)])
+@pytest.mark.parametrize("guess", [lambda logits: logits, often_wrong, lambda _: toy.babble(seed=1)])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"temperature": 0.7, "seed": 5}, {"repetition_penalty": 1.2, "logprobs": 0}, {"max_new_tokens": 3}],
+)
+def test_no_token_changes_by_a_draft_model(logits, guess, options):
+    for prompt in (QUOTED, [3]):
+        plain = tokens(Generator(toy.ToyEngine(logits)), prompt, **options)
+        for exact in (1, 8):
+            generator, _, small = with_draft(logits, guess(logits), exact)
+            assert tokens(generator, prompt, **options) == plain
+            follow_up = [*prompt, *(t for t, _, _ in plain), 3]
+            assert tokens(generator, follow_up, **options) == tokens(
+                Generator(toy.ToyEngine(logits)), follow_up, **options
+            )
+            assert bool(small.passes) == (exact > 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.8, "seed": 11}])
+def test_a_good_draft_model_saves_passes(options):
+    """Also when sampling: the draws of both models are coupled, so models that nearly agree mostly draw alike."""
+    unsure, sure = toy.babble(), lambda ids: toy.favour((ids[-1] * 7 + 3) % 251)
+    for logits, most in ((unsure, 0.6), (sure, 0.2)):
+        generator, engine, small = with_draft(logits, lambda ids, logits=logits: logits(ids) * 1.02)
+        tokens(generator, [5, 6, 7], max_new_tokens=200, **options)
+        assert len(engine.passes) < most * 200
+        assert sum(n for p in small.passes for n in p) < 300  # what it has read it does not read again
+
+
+def test_a_bad_draft_model_is_soon_asked_less():
+    generator, engine, small = with_draft(toy.babble(), toy.babble(seed=1), context=4096)
+    small.context = 4096
+    tokens(generator, [5], max_new_tokens=1000)
+    assert len(engine.passes) == 1000
+    assert 3 < len(small.passes) < 100
+
+
+def test_a_draft_model_reads_a_long_prompt_in_pieces_beside_the_steps():
+    generator, engine, small = with_draft(looping, looping, context=4096)
+    small.context = 4096
+    tokens(generator, [1, 2, 3, 5, 7] * 100, max_new_tokens=60)
+    assert max(n for p in small.passes for n in p) <= CATCH_UP
+    assert max(n for p in engine.passes for n in p) == 128  # the first token did not wait for it
+    assert len(engine.passes) < 40
+
+
+def test_a_second_question_finds_the_draft_models_cache():
+    generator, _, small = with_draft(looping, looping)
+    prompt = [1, 2, 3, 5, 7] * 10
+    tokens(generator, prompt, speculate=None, temperature=0.0)
+    small.passes.clear()
+    tokens(generator, [*prompt, 9], max_new_tokens=8)
+    assert small.passes[0][0] < len(prompt)
+
+
+def test_a_draft_model_with_fewer_tokens_or_a_shorter_context():
+    logits = toy.babble(memory=1)
+    plain = tokens(Generator(toy.ToyEngine(logits)), [5], temperature=1.0, seed=1)
+    few = lambda ids: logits([i % 200 for i in ids])[:200]  # noqa: E731
+    generator, _, small = with_draft(logits, few, vocab_size=200)
+    assert tokens(generator, [5], temperature=1.0, seed=1) == plain
+    assert small.passes
+    generator, _, small = with_draft(logits, logits)
+    small.context = 30
+    assert tokens(generator, [5], temperature=1.0, seed=1) == plain
+    assert not small.passes
+
+
+def test_a_draft_model_that_breaks_costs_no_answer(caplog):
+    def broken(ids):
+        if len(ids) > 12:
+            raise MemoryError("no room for a second cache")
+        return looping(ids)
+
+    plain = tokens(Generator(toy.ToyEngine(looping)), [1, 2, 3])
+    generator, _, small = with_draft(looping, broken)
+    assert tokens(generator, [1, 2, 3]) == plain
+    assert "the draft model failed" in caplog.text
+    assert not small.in_use
+    assert tokens(generator, [1, 2, 3]) == plain
+
+
+def test_a_loaded_model_with_a_draft_model():
+    path = Path(__file__).parents[2] / "demo" / "model"
+    plain = lowbit.load(path, "sym_int8", device="cpu", threads=2)
+    assisted = lowbit.load(path, "sym_int8", draft_model=path, device="cpu", threads=2)
+    assisted.generator._draft_model.cost = 0.05  # it is no smaller than the model, so its guesses would not pay
+    passes = count_passes(assisted.generator.engine)
+    for options in ({}, {"temperature": 1.0, "seed": 3}, {"regex": "[a-z ]+", "max_new_tokens": 20}):
+        options = {"max_new_tokens": 60, "speculate": None, **options}
+        expected = plain.generate("Once upon a time", **{**options, "speculate": False})
+        passes.clear()
+        assert assisted.generate("Once upon a time", **options).token_ids == expected.token_ids
+        assert len(passes) < 0.6 * len(expected.token_ids)
+    assert lowbit.load(path, "sym_int8", draft_model=assisted, threads=2).draft_model is assisted
+
+
+def count_passes(engine):
+    """A list that gets an item for every pass of a native engine from now on."""
+    passes, forward = [], engine.forward
+    engine.forward = lambda parts: passes.append(len(parts)) or forward(parts)
+    return passes
+
+
+def test_draft_models_of_text_models():
+    big = toy.text_model({"Hi": "a long answer, and on"}, exact_tokens=8)
+    small = toy.text_model({"Hi": "a long answer"})
+    parts = {"engine": big.generator.engine, "tokenizer": big.tokenizer}
+    assisted = TextModel(big.loaded, big.runtime, draft_model=small, **parts)
+    assert assisted.draft_model is small
+    assert assisted.generate("Hi").text == "a long answer, and on"
+    assert small.generator.engine.passes
+    assert small.memory()["idle_sessions"] == 1  # its caches are in its own account
+    other = toy.byte_tokenizer()
+    other.backend.add_tokens(["an added token is no other vocabulary"])
+    TextModel(big.loaded, big.runtime, draft_model=small, **{**parts, "tokenizer": other})
+    stranger = SimpleNamespace(tokenizer=Tokenizer(Backend(models.BPE({"x": 0}, [])), {}, {}), model_id="x")
+    with pytest.raises(ValueError, match="another vocabulary"):
+        TextModel(big.loaded, big.runtime, draft_model=stranger, **parts)

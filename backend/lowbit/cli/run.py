@@ -54,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compute", choices=COMPUTE_TYPES)
     parser.add_argument("--kv-dtype", choices=KV_DTYPES, help="type of the key and value cache; int8 halves it")
     parser.add_argument("--context", type=int, help="longest sequence, in tokens")
+    parser.add_argument(
+        "--draft-model", metavar="MODEL", help="a smaller model of the same vocabulary, to guess tokens"
+    )
 
 
 def execute(arguments: Arguments) -> int:
@@ -71,6 +74,7 @@ def execute(arguments: Arguments) -> int:
     model = lowbit.load(
         arguments.model,
         arguments.low_bit,
+        draft_model=arguments.draft_model,
         show_progress=shows_progress(arguments),
         **runtime,
         **source_options(arguments),
