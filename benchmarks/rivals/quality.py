@@ -16,130 +16,11 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from gguf_files import quantise, sizes, write_gguf
 
 # ---- llama.cpp -------------------------------------------------------------------------------------------------------
 
-LLAMA_CPP = ("ALL_F32", "MOSTLY_Q4_0", "MOSTLY_Q4_K_M")  # LLAMA_FTYPE_...
-_LLAMA = {
-    "self_attn.q_proj.weight": "attn_q.weight",
-    "self_attn.k_proj.weight": "attn_k.weight",
-    "self_attn.v_proj.weight": "attn_v.weight",
-    "self_attn.o_proj.weight": "attn_output.weight",
-    "mlp.gate_proj.weight": "ffn_gate.weight",
-    "mlp.up_proj.weight": "ffn_up.weight",
-    "mlp.down_proj.weight": "ffn_down.weight",
-    "input_layernorm.weight": "attn_norm.weight",
-    "post_attention_layernorm.weight": "ffn_norm.weight",
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
-}
-_GPT2 = {
-    "attn.c_attn": "attn_qkv",
-    "attn.c_proj": "attn_output",
-    "mlp.c_fc": "ffn_up",
-    "mlp.c_proj": "ffn_down",
-    "ln_1": "attn_norm",
-    "ln_2": "ffn_norm",
-    "wte": "token_embd",
-    "wpe": "position_embd",
-    "ln_f": "output_norm",
-}
-
-
-def by_halves(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of q or k from the halves that Hugging Face rotates to the pairs that llama.cpp rotates."""
-    return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
-
-
-def tensors_of(folder: Path, config: dict):
-    """Yields (GGUF name, float32 array)."""
-    from safetensors.numpy import load_file
-
-    for name, array in load_file(folder / "model.safetensors").items():
-        array = array.astype(np.float32)
-        if config["model_type"] == "gpt2":
-            path, _, part = name.removeprefix("transformer.").rpartition(".")
-            at, _, inside = path.removeprefix("h.").partition(".")
-            if path.startswith("h."):
-                array = array.T if array.ndim == 2 else array  # Conv1D
-                yield f"blk.{at}.{_GPT2[inside]}.{part}", np.ascontiguousarray(array)
-            else:
-                yield f"{_GPT2[path]}.{part}", array
-            continue
-        heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
-        for projection, count in heads.items():
-            if projection in name:
-                array = by_halves(array, count)
-        if name.startswith("model.layers."):
-            _, _, layer, inside = name.split(".", 3)
-            yield f"blk.{layer}.{_LLAMA[inside]}", array
-        else:
-            yield _LLAMA[name], array
-
-
-def write_gguf(folder: Path, path: Path) -> None:
-    """Writes the model in float32, without a tokenizer: it is fed with ids."""
-    import gguf
-
-    config = json.loads((folder / "config.json").read_text())
-    if config["model_type"] not in ("llama", "gpt2"):
-        raise SystemExit(f"llama.cpp does not run {config['model_type']} models")
-    llama = config["model_type"] == "llama"
-    hidden = config["hidden_size"] if llama else config["n_embd"]
-    heads = config["num_attention_heads"] if llama else config["n_head"]
-    writer = gguf.GGUFWriter(str(path), config["model_type"])
-    writer.add_context_length(config["max_position_embeddings"] if llama else config["n_positions"])
-    writer.add_embedding_length(hidden)
-    writer.add_block_count(config["num_hidden_layers"] if llama else config["n_layer"])
-    writer.add_feed_forward_length(config["intermediate_size"] if llama else config.get("n_inner") or 4 * hidden)
-    writer.add_head_count(heads)
-    writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("no_vocab")
-    if llama:
-        size = config.get("head_dim") or hidden // heads
-        parameters = config.get("rope_parameters") or {}
-        writer.add_head_count_kv(config["num_key_value_heads"])
-        writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-        writer.add_rope_freq_base(config.get("rope_theta") or parameters.get("rope_theta") or 10000.0)
-        writer.add_rope_dimension_count(size)
-        writer.add_key_length(size)
-        writer.add_value_length(size)
-    else:
-        writer.add_layer_norm_eps(config["layer_norm_epsilon"])
-    for name, array in tensors_of(folder, config):
-        writer.add_tensor(name, array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def importance_of(path: Path):
-    """Returns llama.cpp's array of importance vectors, and what must outlive it."""
-    import llama_cpp
-
-    arrays = {name: np.ascontiguousarray(a, np.float32) for name, a in np.load(path).items()}
-    table = (llama_cpp.llama_model_imatrix_data * (len(arrays) + 1))()
-    for i, (name, array) in enumerate(arrays.items()):
-        table[i].name = name.encode()
-        table[i].data = array.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        table[i].size = array.size
-    return table, arrays  # the last entry, all zero, ends it
-
-
-def sizes(path: Path) -> dict[str, list[int]]:
-    """Returns type -> [bytes, weights] of a GGUF file's matrices, those of embedding and head under "outer TYPE"."""
-    import gguf
-
-    found: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    for tensor in gguf.GGUFReader(str(path)).tensors:
-        if len(tensor.shape) == 2 and not tensor.name.startswith("position_embd"):
-            outer = "outer " if not tensor.name.startswith("blk.") else ""
-            entry = found[outer + tensor.tensor_type.name]
-            entry[0] += int(tensor.n_bytes)
-            entry[1] += int(np.prod(tensor.shape))
-    return dict(found)
+LLAMA_CPP = (None, "Q4_0", "Q4_K_M")  # None: as it is, in float32
 
 
 def run_llama_cpp(work: Path, request: dict):
@@ -153,22 +34,13 @@ def run_llama_cpp(work: Path, request: dict):
     matrix = work / "imatrix.npz"
     for importance in (None, matrix) if matrix.exists() else (None,):
         for kind in LLAMA_CPP:
-            path = exact
-            if kind != "ALL_F32":
-                path = work / f"{kind}.gguf"
-                options = llama_cpp.llama_model_quantize_default_params()
-                options.ftype, options.nthread = getattr(llama_cpp, f"LLAMA_FTYPE_{kind}"), 1
-                if importance is not None:
-                    table, kept = importance_of(importance)
-                    options.imatrix = ctypes.cast(table, type(options.imatrix))
-                if llama_cpp.llama_model_quantize(str(exact).encode(), str(path).encode(), ctypes.byref(options)):
-                    raise SystemExit(f"llama.cpp could not quantise to {kind}")
-            elif importance is not None:
+            if importance is not None and kind is None:
                 continue
-            name = kind.removeprefix("MOSTLY_").removeprefix("ALL_") + (" imatrix" if importance else "")
+            path = exact if kind is None else work / f"{kind}.gguf"
+            if kind is not None:
+                quantise(exact, path, kind, importance)
+            name = (kind or "F32") + (" imatrix" if importance else "")
             yield name, sizes(path), llama_cpp_logits(path, request["vocab_size"])
-            if importance is not None:
-                del kept
 
 
 def llama_cpp_logits(path: Path, vocab_size: int):
