@@ -91,11 +91,12 @@ def _context(place: Place, runs: list[dict[str, Any]]) -> str:
     rivals = [words for words in versions if any(words.startswith(rival) for run in runs for rival in run["against"])]
     rounds = [len(values) for run in runs for found in run["samples"].values() for values in found.values()]
     commits = dict.fromkeys(run["machine"]["commit"] for run in runs)
-    others = max(run["others"] for run in runs)
+    others = [share for run in runs for share in run["others"]] or [0.0]
     return (
         f"{cpu}, tier {tier}, {threads} threads; lowbit at {', '.join(commits)}; {'; '.join(rivals)}. "
-        f"{len(runs)} runs of up to {max(rounds, default=0)} rounds; others took at most {others:.0%} of the CPU "
-        "during a sample. Cells: ratio (lowbit, rival), above 1 where lowbit is ahead; prompts and steps in tokens/s."
+        f"{len(runs)} runs of up to {max(rounds, default=0)} rounds; other processes took {common.median(others):.0%} "
+        f"of the CPU (median; at worst {max(others):.0%}). Cells: ratio (lowbit, rival), above 1 where lowbit is "
+        "ahead; prompts and steps in tokens/s."
     )
 
 

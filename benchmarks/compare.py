@@ -259,7 +259,7 @@ def run(args: argparse.Namespace, shape: str, systems: list[System], root: Path)
         "bits": comparison.bits,
         "against": against,
         "samples": comparison.samples,
-        "others": max(comparison.others, default=0.0),
+        "others": comparison.others,
     }
 
 
