@@ -121,8 +121,16 @@ def run_embedding(
     return values.reshape(*ids.shape, k).to(dtype)
 
 
-linear = torch.library.custom_op("lowbit::linear", run_linear, mutates_args=(), device_types="cpu")
-embedding = torch.library.custom_op("lowbit::embedding", run_embedding, mutates_args=(), device_types="cpu")
+# The schemas are written out: torch 2.4 cannot read them from annotations that are strings.
+_WEIGHT = "Tensor packed, Tensor exponent"
+_SHAPE = "int format_id, int rows, int k, int group_size"
+_LINEAR = f"(Tensor x, {_WEIGHT}, Tensor? bias, {_SHAPE}, int part, str compute, str tier, int threads) -> Tensor"
+_EMBEDDING = f"(Tensor ids, {_WEIGHT}, {_SHAPE}, ScalarType dtype) -> Tensor"
+
+linear = torch.library.custom_op("lowbit::linear", run_linear, mutates_args=(), device_types="cpu", schema=_LINEAR)
+embedding = torch.library.custom_op(
+    "lowbit::embedding", run_embedding, mutates_args=(), device_types="cpu", schema=_EMBEDDING
+)
 
 
 @linear.register_fake
