@@ -64,7 +64,7 @@ def save_low_bit(model: nn.Module, folder: str | Path, *args: Any, tokenizer: An
         spec, tensors = _module_tensors(model)
         loaded = LoadedModel(spec, tensors, {})
     facts = json.loads(config.to_json_string(use_diff=False)) if hasattr(config, "to_json_string") else {}
-    facts = archive.without_marks(facts)
+    facts = _public(archive.without_marks(facts))
     facts.pop("quantization_config", None)
     if config is not None:
         facts["architectures"] = [type(model).__name__]
@@ -85,6 +85,19 @@ def save_low_bit(model: nn.Module, folder: str | Path, *args: Any, tokenizer: An
     elif not loaded.tokenizer_files and config is not None:
         logger.warning("%s has no tokenizer: give one as save_low_bit(folder, tokenizer=...)", target)
     return target
+
+
+def _public(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns a config without what describes the model in memory only, in parts of it as well.
+
+    transformers 4.48 takes such a mark (_attn_implementation_autoset) back from config.json and then never chooses an
+    attention: the loaded model would run the slow one.
+    """
+    return {
+        name: _public(value) if isinstance(value, dict) else value
+        for name, value in config.items()
+        if not name.startswith("_")
+    }
 
 
 def quantization_of(conversion: Conversion) -> dict[str, Any]:
