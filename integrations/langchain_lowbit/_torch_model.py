@@ -15,6 +15,7 @@ from lowbit.stop import StopMatcher
 
 # What `generate` gets from the options that LangChain's callers use under other names.
 _RENAMED = {"max_tokens": "max_new_tokens"}
+_INPUTS = ("input_ids", "attention_mask")  # of what a tokenizer returns; generate refuses its token_type_ids
 
 
 @dataclass
@@ -49,7 +50,8 @@ class TorchModel:
         if arguments.get("temperature") == 0:
             arguments = {**arguments, "do_sample": False}
             del arguments["temperature"]
-        inputs = self.tokenizer(self.prefix + prompt, return_tensors="pt").to(self.model.device)
+        encoded = self.tokenizer(self.prefix + prompt, return_tensors="pt").to(self.model.device)
+        inputs = {name: encoded[name] for name in _INPUTS if name in encoded}
         failures: list[BaseException] = []
 
         def run() -> None:
