@@ -67,7 +67,7 @@ def whisper():
         "AutoModelForSpeechSeq2Seq", "whisper", d_model=64, encoder_layers=2, decoder_layers=2, num_mel_bins=80,
         encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=96, decoder_ffn_dim=96, vocab_size=VOCAB,
         max_source_positions=50, max_target_positions=40, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-        decoder_start_token_id=1, suppress_tokens=[], begin_suppress_tokens=[],
+        decoder_start_token_id=1, suppress_tokens=[5, 6], begin_suppress_tokens=[],
     )  # fmt: skip
     return model, {"input_features": torch.randn(2, 80, 100), "decoder_input_ids": tiny.ids(2, 6)}
 

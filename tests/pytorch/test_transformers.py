@@ -128,10 +128,20 @@ def test_formats(llama_folder, arguments, name):
 
 
 def test_bitsandbytes_config(llama_folder):
+    from importlib import metadata
+
     from transformers import BitsAndBytesConfig
 
     from lowbit.transformers import AutoModelForCausalLM
 
+    model = AutoModelForCausalLM.from_pretrained(
+        llama_folder, quantization_config=BitsAndBytesConfig(load_in_8bit=True)
+    )
+    assert model.lm_head.format.name == "sym_int8"
+    try:
+        metadata.version("bitsandbytes")
+    except metadata.PackageNotFoundError:
+        tiny.needs("5.0", "makes no 4-bit BitsAndBytesConfig without bitsandbytes")
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=["lm_head"])
     model = AutoModelForCausalLM.from_pretrained(llama_folder, quantization_config=config)
     layer = model.model.layers[0].mlp.up_proj
@@ -313,11 +323,15 @@ def test_damaged_and_foreign_folders(llama_folder, tmp_path):
 
 
 def test_quantiser_plug_in(llama_folder):
+    from importlib.util import find_spec
+
     from transformers import AutoModelForCausalLM
 
     from lowbit import optimize_model
     from lowbit.transformers import LowBitConfig
 
+    if find_spec("accelerate") is None:
+        tiny.needs("5.0", "loads nothing with a quantization_config without accelerate")
     config = LowBitConfig("nf4", modules_to_not_convert=["lm_head"], **EXACT)
     assert (
         LowBitConfig.from_dict(json.loads(config.to_json_string(use_diff=False))).load_options()

@@ -17,6 +17,10 @@ OPT = {
     "max_position_embeddings": 128, "word_embed_proj_dim": 64,
 }  # fmt: skip
 DEFAULTS: dict[str, dict[str, Any]] = {"gpt2": GPT2, "opt": OPT}
+# Families younger than the oldest transformers that is supported, and those that got a Cache, which the native decoder
+# needs, after it: model_type -> the first version.
+KNOWN_SINCE = {"qwen3": "4.51"}
+CACHED_SINCE = {"gpt2": "4.49", "opt": "4.52"}
 EXACT = {"compute": "fp32", "kv_dtype": "fp32", "threads": 1}  # no rounding but the weights'
 
 
@@ -34,6 +38,21 @@ def randomise(model: Any, seed: int = 0) -> Any:
                 values = noise * (1.0 / parameter.shape[1:].numel()) ** 0.5
             parameter.copy_(values)
     return model.float().eval()
+
+
+def needs(version: str, what: str) -> None:
+    """Skips the test where transformers is older than `version`. what: the reason, said of that transformers."""
+    import pytest
+    import transformers
+
+    if tuple(map(int, transformers.__version__.split(".")[:2])) < tuple(map(int, version.split("."))):
+        pytest.skip(f"transformers {transformers.__version__} {what}; {version} and newer ones do")
+
+
+def needs_native(model_type: str) -> None:
+    """Skips the test where this transformers has no such family, or none that generates with a Cache."""
+    needs(KNOWN_SINCE.get(model_type, "0.0"), f"does not know {model_type}")
+    needs(CACHED_SINCE.get(model_type, "0.0"), f"does not generate with a Cache in {model_type}")
 
 
 def causal(model_type: str = "llama", seed: int = 0, **settings: Any) -> Any:
