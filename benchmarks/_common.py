@@ -52,7 +52,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": f"{features['vendor']} {features['brand']}".strip(),
         "tiers": ops.tiers(),
-        "cpus": ops.native().allowed_cpus(),
+        "cpus": ops.pool().size,
         "memory_gib": memory,
         "python": platform.python_version(),
         "commit": commit(),

@@ -28,7 +28,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--formats", nargs="+", default=FORMATS, choices=FORMATS)
     parser.add_argument("--tiers", nargs="+", default=TIERS, choices=ops.TIERS)
     parser.add_argument("--compute", nargs="+", default=["int8", "fp32"])
-    parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, ops.native().allowed_cpus()}))
+    parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, ops.pool().size}))
     parser.add_argument("--m", nargs="+", type=int, default=[1, 2, 4, 8])
     parser.add_argument("--rows", type=int, default=11008)
     parser.add_argument("--k", type=int, default=4096)

@@ -7,6 +7,7 @@ tell is None.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -51,6 +52,13 @@ class Cpus:
     cores: tuple[frozenset[int], ...] | None  # allowed CPUs by physical core; None: the machine does not tell
     performance: frozenset[int] | None  # CPUs of performance cores on a hybrid part; None: not a hybrid part
     quota: float | None  # CPUs' worth of time the control group allows; None: unlimited
+
+    def within_quota(self, count: int) -> int:
+        """Returns how many of `count` threads the control group's quota can keep busy: the quota rounded up.
+
+        Two threads in a quota of 1.5 CPUs rest a quarter of the time, and do more than one thread that never rests.
+        """
+        return count if self.quota is None else max(1, min(count, math.ceil(self.quota)))
 
 
 def read_cpus(root: Path = Path("/"), allowed: frozenset[int] | None = None) -> Cpus:

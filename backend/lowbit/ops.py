@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from lowbit.machine import read_cpus
+
 try:
     from lowbit import _native
 except ImportError as error:  # built for another Python, or not built
@@ -87,9 +89,11 @@ def float_matrix(array: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def pool(threads: int | None = None) -> Any:
-    """Returns the shared thread pool with this many threads (None: all CPUs this process may use)."""
-    count = native().allowed_cpus() if threads is None else threads
-    return native().ThreadPool(count) if threads is not None else pool(count)
+    """Returns the shared thread pool with this many threads (None: all CPUs this process may use, within its quota)."""
+    if threads is None:
+        cpus = read_cpus()
+        return pool(cpus.within_quota(len(cpus.allowed)))
+    return native().ThreadPool(threads)
 
 
 # ---- the machine (native/src/bind_runtime.cpp) --------------------------------------------------------------------

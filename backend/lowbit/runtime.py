@@ -14,7 +14,6 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import logging
-import math
 import os
 import sys
 import threading
@@ -323,7 +322,7 @@ def default_threads(cpus: Cpus) -> tuple[int, str]:
         count = sum(1 for core in cpus.cores if core & usable)
         reason += f", {count} physical cores"
     if cpus.quota is not None and cpus.quota < count:
-        count = max(1, math.ceil(cpus.quota))
+        count = cpus.within_quota(count)
         reason += f", limited by the control group to {cpus.quota:g} CPUs"
     return count, reason
 

@@ -46,7 +46,6 @@ void bind_runtime(nb::module_& m) {
             if (tier_available(static_cast<Tier>(t))) names.push_back(kTierNames[t]);
         return names;
     });
-    m.def("allowed_cpus", &allowed_cpus);
     m.def("format_table", [] {
         nb::list rows;
         for (const Format& f : kFormats) {

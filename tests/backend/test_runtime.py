@@ -60,6 +60,13 @@ def test_default_threads(described, expected, words):
         assert word in reason
 
 
+@pytest.mark.parametrize(
+    ("quota", "expected"), [(None, 8), (0.01, 1), (1, 1), (1.01, 2), (1.5, 2), (2.0, 2), (7.2, 8), (8, 8), (100, 8)]
+)
+def test_quota_is_rounded_up(quota, expected):
+    assert cpus(quota=quota).within_quota(8) == expected
+
+
 def test_default_threads_where_the_machine_does_not_tell():
     count, reason = default_threads(Cpus(frozenset({0, 1, 2}), None, None, None))
     assert count == 3
@@ -334,6 +341,29 @@ def test_a_machine_without_topology(tmp_path):
             0.5,
         ),
         ({"proc/self/cgroup": "3:cpu:/\n", "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1"}, None),
+        # the tightest of nested limits binds
+        (
+            {
+                "proc/self/cgroup": "0::/a/b/c\n",
+                "sys/fs/cgroup/a/cpu.max": "400000 100000",
+                "sys/fs/cgroup/a/b/cpu.max": "120000 50000",
+                "sys/fs/cgroup/a/b/c/cpu.max": "600000 100000",
+            },
+            2.4,
+        ),
+        (
+            {
+                "proc/self/cgroup": "5:cpuacct,cpu:/docker/abc\n1:name=systemd:/docker/abc\n0::/docker/abc\n",
+                "sys/fs/cgroup/cpu/docker/cpu.cfs_quota_us": "100000",
+                "sys/fs/cgroup/cpu/docker/cpu.cfs_period_us": "50000",
+                "sys/fs/cgroup/cpu/docker/abc/cpu.cfs_quota_us": "350000",
+                "sys/fs/cgroup/cpu/docker/abc/cpu.cfs_period_us": "100000",
+            },
+            2.0,
+        ),
+        # a process in no group of the hierarchy that has limits
+        ({"proc/self/cgroup": "1:name=systemd:/\n", "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "100000"}, None),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "not a limit"}, None),
     ],
 )
 def test_cpu_quota(tmp_path, files, expected):
