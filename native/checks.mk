@@ -1,6 +1,6 @@
 # Checks of the native code that need a build or a CPU of their own; included by the Makefile, which defines DEV_PYTHON.
 # They say so and succeed where a tool is missing, so that they can stand in one list with other targets.
-.PHONY: sanitize qemu bochs
+.PHONY: sanitize check-threads sanitize-threads qemu bochs
 
 SANITIZE := build/sanitize
 # The interpreter is not sanitised, so the runtime libraries come first; python's own allocations at exit are no leaks of ours.
@@ -9,7 +9,7 @@ ASAN_PRELOAD = $$(c++ -print-file-name=libasan.so):$$(c++ -print-file-name=libub
 sanitize:  ## native tests under AddressSanitizer and UndefinedBehaviorSanitizer: make sanitize T=tests/native
 	@test -e "$$(c++ -print-file-name=libasan.so)" || { echo "sanitize: skipped, c++ has no AddressSanitizer"; exit 0; }; \
 	set -e; \
-	mkdir -p build; cmake -S native -B $(SANITIZE) -G Ninja -DLOWBIT_SANITIZE=ON \
+	mkdir -p build; cmake -S native -B $(SANITIZE) -G Ninja -DLOWBIT_SANITIZE=address \
 	    -DPython_EXECUTABLE=$$($(DEV_PYTHON) -c 'import sys; print(sys.executable)') > $(SANITIZE).log 2>&1 \
 	    || { cat $(SANITIZE).log; exit 1; }; \
 	cmake --build $(SANITIZE) -j 2; \
@@ -18,6 +18,27 @@ sanitize:  ## native tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	PYTHONPATH=$(SANITIZE)/python:integrations LD_PRELOAD=$(ASAN_PRELOAD) PYTHONMALLOC=malloc \
 	    ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	    $(DEV_PYTHON) -X faulthandler -m pytest -q -m "not torch" $(or $(T),tests/native)
+
+check-threads: native  ## the thread pool under load: a million barriers, forks, more threads than CPUs
+	@cmake --build build/dev --target check_threads && build/dev/check_threads
+
+SANITIZE_THREADS := build/sanitize-threads
+# Forked children start threads of their own. Addresses as the sanitizer's shadow wants them.
+TSAN = TSAN_OPTIONS=die_after_fork=0:halt_on_error=1 setarch -R
+# The scalar tier is the one whose accesses are watched.
+TSAN_TESTS := tests/native/test_threads.py tests/models/test_sessions.py
+sanitize-threads:  ## the pool under load, and passes of small models on it, under ThreadSanitizer
+	@test -e "$$(c++ -print-file-name=libtsan.so)" || { echo "sanitize-threads: skipped, c++ has no ThreadSanitizer"; exit 0; }; \
+	set -e; \
+	mkdir -p build; cmake -S native -B $(SANITIZE_THREADS) -G Ninja -DLOWBIT_SANITIZE=thread \
+	    -DPython_EXECUTABLE=$$($(DEV_PYTHON) -c 'import sys; print(sys.executable)') > $(SANITIZE_THREADS).log 2>&1 \
+	    || { cat $(SANITIZE_THREADS).log; exit 1; }; \
+	cmake --build $(SANITIZE_THREADS) -j 2 --target check_threads; $(TSAN) $(SANITIZE_THREADS)/check_threads; \
+	cmake --build $(SANITIZE_THREADS) -j 2; \
+	rm -rf $(SANITIZE_THREADS)/python && mkdir -p $(SANITIZE_THREADS)/python && cp -r backend/lowbit $(SANITIZE_THREADS)/python/; \
+	rm -f $(SANITIZE_THREADS)/python/lowbit/_native*.so && cp $(SANITIZE_THREADS)/_native*.so $(SANITIZE_THREADS)/python/lowbit/; \
+	LOWBIT_ISA=scalar PYTHONPATH=$(SANITIZE_THREADS)/python:integrations LD_PRELOAD=$$(c++ -print-file-name=libtsan.so) \
+	    $(TSAN) $(DEV_PYTHON) -X faulthandler -m pytest -q -m "not torch" $(or $(T),$(TSAN_TESTS))
 
 QEMU := qemu-x86_64
 # Without what the emulator warns that it lacks.

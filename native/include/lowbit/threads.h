@@ -1,10 +1,9 @@
 // The thread pool. A pool is entered once per forward pass; phases inside are separated by spin barriers.
-// Workers spin briefly when idle and then sleep, so a loaded but idle model uses no CPU time.
+// Waiting members spin for at most 100 us and then sleep, so a loaded but idle model uses no CPU time.
 #pragma once
-#include <cstddef>
+#include <atomic>
 #include <cstdint>
 #include <functional>
-#include <memory>
 
 namespace lowbit {
 
@@ -40,16 +39,15 @@ public:
 
     // Runs job(team) on all members, the caller being member 0, and returns when all are done. Safe from any thread:
     // callers queue on a mutex. Works in a forked child (workers are started anew). A job must not throw and must not
-    // call run() of the same pool again.
+    // call run() of the same pool again. Throws std::runtime_error when the system refuses the threads.
     void run(const std::function<void(Team&)>& job);
 
 private:
     friend class Team;
     struct State;
-    std::unique_ptr<State> state_;
+    State& own_state();
     int size_;
+    std::atomic<State*> state_;
 };
-
-int allowed_cpus();  // CPUs in the affinity mask, limited by the cgroup quota (rounded up); at least 1
 
 }  // namespace lowbit
