@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-BUILDS = [build for build in (ROOT / "build").glob("*") if build.name != "sanitize"]
+BUILDS = [build for build in (ROOT / "build").glob("*") if not build.name.startswith("sanitize")]
+TIERS = sorted(folder.name for folder in (ROOT / "native" / "kernels").glob("*/") if folder.name != "shared")
 INSTRUCTION = re.compile(r"^ *[0-9a-f]+:\t(.*)$", re.MULTILINE)
 VEX = re.compile(r"^(\{[a-z]+\} )?v[a-z]|%[yz]mm")  # AVX and above
 TILE = re.compile(r"^(tile|tdp|ldtilecfg|sttilecfg)")  # AMX
+VNNI = re.compile(r"^(\{[a-z]+\} )?vpdp")  # in the avx2 tier where the CPU has it, so in units of its own
 EVEX = re.compile(r"%zmm|%k[0-7]\b|%[xy]mm(1[6-9]|2\d|3[01])\b|\{evex\}")  # AVX-512
 
 
@@ -34,7 +36,7 @@ def run(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("tier", ["scalar", "avx2", "avx512", "amx", "amx_model"])
+@pytest.mark.parametrize("tier", TIERS)
 def test_kernels_define_no_weak_symbols(tier):
     for path in objects(f"kernels_{tier}"):
         symbols = [line.split(None, 2)[-2:] for line in run("nm", "-C", str(path)).splitlines()]
@@ -42,24 +44,37 @@ def test_kernels_define_no_weak_symbols(tier):
         assert not weak, f"{path.name}: {weak[:3]}"
         strange = [name for kind, name in symbols if kind == "T" and not name.startswith(f"lowbit::{tier}::")]
         assert not strange, f"{path.name} exports {strange[:3]}"
+        started = [name for _, name in symbols if "_GLOBAL__sub_I" in name]  # would run before any choice of a tier
+        assert not started, f"{path.name} initialises variables when it is loaded"
 
 
-@pytest.mark.parametrize(
-    ("library", "forbidden"),
-    [
-        ("kernels_scalar", VEX),
-        ("kernels_avx2", EVEX),
-        ("kernels_avx512", TILE),
-        ("kernels_amx_model", TILE),
-        ("lowbit_core", VEX),
-        ("_native", VEX),
-    ],
-)
+ABOVE = {
+    "kernels_scalar": VEX,
+    "kernels_avx2": EVEX,
+    "kernels_avx512": TILE,
+    "kernels_amx_model": TILE,
+    "kernels_amx": None,  # the highest
+    "lowbit_core": VEX,
+    "_native": VEX,
+}
+
+
+def test_every_tier_is_looked_at():
+    assert {f"kernels_{tier}" for tier in TIERS} | {"lowbit_core", "_native"} == set(ABOVE)
+
+
+@pytest.mark.parametrize(("library", "forbidden"), [(name, above) for name, above in ABOVE.items() if above])
 def test_no_instruction_above_the_tier(library, forbidden):
     for path in objects(library):
         instructions = INSTRUCTION.findall(run("objdump", "-d", "--no-show-raw-insn", str(path)))
         above = [i for i in instructions if forbidden.search(i)]
         assert not above, f"{path.name}: {above[0]}"
+
+
+def test_avx_vnni_stays_in_its_units():
+    for path in objects("kernels_avx2"):
+        used = any(VNNI.search(i) for i in INSTRUCTION.findall(run("objdump", "-d", "--no-show-raw-insn", str(path))))
+        assert used == ("vnni" in path.name), path.name
 
 
 def test_the_search_for_instructions_can_fail():
