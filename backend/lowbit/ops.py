@@ -87,13 +87,20 @@ def float_matrix(array: np.ndarray) -> np.ndarray:
     return array if straight or not array.size else np.ascontiguousarray(array)
 
 
-@functools.cache
+_pools: dict[int, Any] = {}
+
+
 def pool(threads: int | None = None) -> Any:
     """Returns the shared thread pool with this many threads (None: all CPUs this process may use, within its quota)."""
-    if threads is None:
-        cpus = read_cpus()
-        return pool(cpus.within_quota(len(cpus.allowed)))
-    return native().ThreadPool(threads)
+    count = _usable_cpus() if threads is None else threads
+    # No lock, which a fork could leave held: setdefault is atomic, and a pool has no threads before it is used.
+    return _pools.get(count) or _pools.setdefault(count, native().ThreadPool(count))
+
+
+@functools.cache
+def _usable_cpus() -> int:
+    cpus = read_cpus()
+    return cpus.within_quota(len(cpus.allowed))
 
 
 # ---- the machine (native/src/bind_runtime.cpp) --------------------------------------------------------------------

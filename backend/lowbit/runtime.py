@@ -16,7 +16,6 @@ import importlib.util
 import logging
 import os
 import sys
-import threading
 from collections.abc import Iterable, MutableMapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -170,9 +169,6 @@ class Resolved:
         return pool(self.threads)
 
 
-_pool_lock = threading.Lock()
-
-
 def pool(threads: int | None = None) -> Any:
     """Returns the process's native thread pool of that many threads (None: the default number), made at first use."""
     from lowbit import ops
@@ -181,8 +177,7 @@ def pool(threads: int | None = None) -> Any:
         threads = Runtime().resolve().threads
     if threads < 1:
         raise ValueError(f"threads must be at least 1; got {threads}")
-    with _pool_lock:  # two first users at once must not make two teams
-        return ops.pool(threads)
+    return ops.pool(threads)
 
 
 def nearest(value: str, choices: Iterable[str]) -> str:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import sys
+import threading
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -270,6 +272,18 @@ def test_pools_are_shared_per_size():
     assert Runtime(threads=2).resolve(machine(), {}).pool is runtime.pool(2)
     with pytest.raises(ValueError, match="at least 1"):
         runtime.pool(0)
+
+
+def test_first_users_at_once_share_a_pool():
+    start = threading.Barrier(8)
+
+    def first(threads):
+        start.wait()
+        return runtime.pool(threads)
+
+    with ThreadPoolExecutor(8) as callers:
+        for threads in range(20, 30):
+            assert len(set(map(id, callers.map(first, [threads] * 8)))) == 1
 
 
 # ---- reading /proc and /sys ----
