@@ -22,8 +22,8 @@ namespace {
 
 // How long a waiter spins before it sleeps. Sleeping and being woken costs about 5 us, so a team that has its CPUs to itself
 // spins. Where a member has lost its CPU, spinning is in vain, and may hold the very CPU that member waits for: each wait
-// that ends asleep halves the time, each that does not doubles it. With another process on one of two cores a team then
-// reaches 71 % of its speed (75 % are in proportion), with always 100 us 46 %.
+// that ends asleep halves the time, each that does not doubles it. With another process on one of two CPUs steps then
+// run at 74 % of their speed (75 % are in proportion), with always 100 us at 53 % (docs/performance.md).
 constexpr std::chrono::microseconds kLongestSpin{100}, kShortestSpin{5};
 constexpr int kSpinChecks = 64;  // pauses between looks at the clock
 

@@ -67,7 +67,7 @@ def test_idle_models_use_no_cpu_time():
     time.sleep(0.05)  # workers spin for a moment before they sleep
     before = time.process_time()
     time.sleep(0.5)
-    assert time.process_time() - before < 0.005
+    assert time.process_time() - before < 0.02
 
 
 @pytest.mark.torch
