@@ -56,7 +56,7 @@ class Cpus:
     def within_quota(self, count: int) -> int:
         """Returns how many of `count` threads the control group's quota can keep busy: the quota rounded up.
 
-        Two threads in a quota of 1.5 CPUs rest a quarter of the time, and do more than one thread that never rests.
+        In a quota of 1.5 CPUs two threads rest a quarter of the time; one would leave a third of the quota unused.
         """
         return count if self.quota is None else max(1, min(count, math.ceil(self.quota)))
 
