@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 TIERS = ("scalar", "avx2", "avx512", "amx")  # lowest first
 COMPUTE_TYPES = ("int8", "fp32")
-KV_DTYPES = ("fp16", "bf16", "int8", "fp32")
+KV_DTYPES = ("int16", "fp16", "bf16", "int8", "fp32")
 DEVICE_KINDS = ("auto", "cpu", "xpu")
 RUNNABLE = frozenset({"cpu"})  # device kinds that this version can execute on
 
@@ -82,8 +82,8 @@ class Runtime:
 
     device: "auto", "cpu", "xpu" or "xpu:N". threads: native threads. tier: highest instruction set tier to use.
     compute: type of the inner products ("int8" or "fp32"). kv_dtype: storage type of the KV cache
-    ("fp16", "bf16", "fp32", or "int8": half of fp16's memory, a scale for each key and value of a head). context:
-    longest sequence in tokens (None: what the model was made for).
+    ("int16" or "int8", codes with a scale for each key and value of a head and attention in integers, or "fp16",
+    "bf16", "fp32"). context: longest sequence in tokens (None: what the model was made for).
     """
 
     device: str = "auto"

@@ -1,10 +1,8 @@
-// Attention over the KV caches: rotation, storing, and a softmax that runs over blocks of keys, so that its scratch
-// does not grow with the context (Milakov & Gimelshein 2018, "Online normalizer calculation for softmax").
+// Attention over the KV caches: rotation, storing, and how the work on blocks of keys is shared and put together.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
-#include "forward.h"
+#include "attention_blocks.h"
 #include "rope.h"
 
 namespace lowbit {
@@ -33,116 +31,6 @@ float query_scale(const ModelSpec& s, int64_t layer, int64_t position) {
     return scale;
 }
 
-// Softmax over the keys seen so far, per query row: sums of e^(score - largest), and of the values weighted so.
-struct Softmax {
-    float* out;      // [rows][width], width = the cache's value stride
-    float* largest;  // [rows], meaningful where sums is not 0
-    float* sums;     // [rows]
-
-    Softmax(float* memory, int64_t rows, int64_t width)
-        : out(memory), largest(memory + rows * width), sums(memory + rows * width + rows) {}
-    static int64_t floats(int64_t rows, int64_t width) { return rows * (width + 2); }
-};
-
-// The queries of `tokens` rows of a segment from `first_row` that use kv head `head`.
-struct Block {
-    const Segment& segment;
-    int64_t first_row, tokens, head;
-
-    int64_t position() const { return segment.first_position + first_row - segment.first_row; }
-};
-
-// Scores of one query row -> weights of its keys [from, to) of a block of `count`, zero for the others.
-void weigh(const AttentionContext& c, int64_t query_head, int64_t distance, float* row, int64_t from, int64_t to,
-           int64_t count, float* out, int64_t width, float& largest, float& sum) {
-    const ModelSpec& s = c.spec;
-    if (from >= to) {
-        std::fill(row, row + count, 0.0f);
-        return;
-    }
-    if (s.attention_softcap != 0)
-        for (int64_t t = from; t < to; t++) row[t] = s.attention_softcap * std::tanh(row[t] / s.attention_softcap);
-    if (!s.alibi_slopes.empty())
-        for (int64_t t = from; t < to; t++) row[t] += s.alibi_slopes[query_head] * static_cast<float>(t - distance);
-    float top = c.kernels.vector.max(row + from, to - from);
-    if (sum != 0) {
-        top = std::max(top, largest);
-        if (top != largest) {  // seldom, far into a context
-            const float shrink = std::exp(largest - top);
-            sum *= shrink;
-            for (int64_t d = 0; d < width; d++) out[d] *= shrink;
-        }
-    }
-    largest = top;
-    sum += c.kernels.vector.exp_sum(row + from, top, to - from);
-    std::fill(row, row + from, 0.0f);
-    std::fill(row + to, row + count, 0.0f);
-}
-
-// The next block of keys and values stands where no hardware prefetcher looks for it: behind those of all other heads
-// and layers.
-// So it is fetched while this one is computed, a little at a time: more at once than the core can have under way would wait.
-class Prefetch {
-public:
-    Prefetch(const uint8_t* data, int64_t bytes, int64_t times)
-        : at_(data),
-          end_(data + bytes),
-          share_((bytes / times + kLine) / kLine * kLine) {}
-
-    void next() {
-        for (const uint8_t* stop = std::min(at_ + share_, end_); at_ < stop; at_ += kLine) __builtin_prefetch(at_, 0, 2);
-    }
-
-private:
-    const uint8_t *at_, *end_;
-    int64_t share_;
-};
-
-constexpr int64_t kProductRows = 4;  // queries that the kernels multiply at once
-
-// The softmax of a block of queries over the keys at positions [begin, end), begin on a border of the cache's blocks.
-void accumulate(const AttentionContext& c, const Block& b, int64_t begin, int64_t end, float* scratch,
-                const Softmax& x) {
-    const ModelSpec& s = c.spec;
-    const VectorKernels& v = c.kernels.vector;
-    const KvCache& cache = *b.segment.cache;
-    const int64_t group = s.heads / s.kv_heads, dim = s.head_dim, width = cache.value_stride(), rows = b.tokens * group;
-    float *q = scratch, *scores = q + rows * dim;
-    for (int64_t t = 0; t < b.tokens; t++)
-        std::memcpy(q + t * group * dim, c.scratch.qkv.row(b.first_row + t) + b.head * group * dim,
-                    group * dim * sizeof(float));
-    std::memset(x.out, 0, rows * width * sizeof(float));
-    std::memset(x.sums, 0, rows * sizeof(float));
-
-    const int64_t window = s.layer_window.empty() ? 0 : s.layer_window[c.layer];
-    const int64_t first = b.position(), last = std::min(end, first + b.tokens) - 1;
-    if (window) begin = std::max(begin, (first - window + 1) / kKvBlock * kKvBlock);
-    for (int64_t block = begin; block <= last; block += kKvBlock) {
-        const int64_t count = std::min<int64_t>(kKvBlock, last + 1 - block);
-        const uint8_t *keys = cache.keys(c.layer, b.head, block), *values = cache.values(c.layer, b.head, block);
-        const bool more = block + kKvBlock <= last;
-        Prefetch ahead(more ? cache.keys(c.layer, b.head, block + kKvBlock) : keys, more ? cache.head_bytes() : 0,
-                       rows + (rows + kProductRows - 1) / kProductRows * 2);
-        for (int64_t r = 0; r < rows; r += kProductRows) {
-            ahead.next();
-            v.attention_scores(q + r * dim, std::min(kProductRows, rows - r), keys, cache.shape().dtype, count, dim,
-                               scores + r * kKvBlock);
-        }
-        for (int64_t r = 0; r < rows; r++) {
-            ahead.next();
-            const int64_t position = first + r / group;
-            const int64_t from = window ? std::max<int64_t>(0, position - window + 1 - block) : 0;
-            weigh(c, b.head * group + r % group, position - block, scores + r * kKvBlock, from,
-                  std::min(count, position + 1 - block), count, x.out + r * width, width, x.largest[r], x.sums[r]);
-        }
-        for (int64_t r = 0; r < rows; r += kProductRows) {
-            ahead.next();
-            v.attention_values(scores + r * kKvBlock, std::min(kProductRows, rows - r), values, cache.shape().dtype, count,
-                               width, x.out + r * width);
-        }
-    }
-}
-
 // The finished softmax of a block of queries into the input of the output projection.
 void finish(const AttentionContext& c, const Block& b, const Softmax& x) {
     const int64_t group = c.spec.heads / c.spec.kv_heads, dim = c.spec.head_dim, column = b.head * group * dim;
@@ -151,7 +39,7 @@ void finish(const AttentionContext& c, const Block& b, const Softmax& x) {
         float* to = c.scratch.attended.row(b.first_row + t) + column;
         for (int64_t h = 0; h < group; h++) {
             const int64_t r = t * group + h;
-            const float inverse = 1.0f / x.sums[r];
+            const float inverse = 1.0f / x.rows[r].sum;
             for (int64_t d = 0; d < dim; d++) to[h * dim + d] = x.out[r * width + d] * inverse;
         }
         if (attended_is_quantized(c.spec))
@@ -162,13 +50,16 @@ void finish(const AttentionContext& c, const Block& b, const Softmax& x) {
 // x += y: two softmaxes of the same queries over different keys.
 void merge(const Softmax& x, const Softmax& y, int64_t rows, int64_t width) {
     for (int64_t r = 0; r < rows; r++) {
-        if (y.sums[r] == 0) continue;  // a span before the window
-        const float top = x.sums[r] == 0 ? y.largest[r] : std::max(x.largest[r], y.largest[r]);
-        const float keep = x.sums[r] == 0 ? 0.0f : std::exp(x.largest[r] - top), take = std::exp(y.largest[r] - top);
+        RowSoftmax& into = x.rows[r];
+        const RowSoftmax& from = y.rows[r];
+        if (from.sum == 0) continue;  // a span before the window
+        const bool first = into.sum == 0;
+        const float top = first ? from.largest : std::max(into.largest, from.largest);
+        const float keep = first ? 0.0f : std::exp(into.largest - top), take = std::exp(from.largest - top);
         for (int64_t d = 0; d < width; d++)
             x.out[r * width + d] = x.out[r * width + d] * keep + y.out[r * width + d] * take;
-        x.sums[r] = x.sums[r] * keep + y.sums[r] * take;
-        x.largest[r] = top;
+        into.sum = into.sum * keep + from.sum * take;
+        into.largest = top;
     }
 }
 
@@ -182,7 +73,7 @@ Softmax span_of(const AttentionContext& c, const Segment& segment, int64_t head,
 
 int64_t attention_floats(const ModelSpec& s) {
     const int64_t rows = query_rows(s);
-    return rows * (s.head_dim + kKvBlock) + Softmax::floats(rows, s.head_dim + kPanelRows);
+    return block_floats(s, rows) + Softmax::floats(rows, s.head_dim + kPanelRows);
 }
 
 int64_t plan_spans(const ModelSpec& spec, int64_t part_tokens, Segment& segment, int64_t floats) {
@@ -234,7 +125,7 @@ void rotate_and_store(const Team& team, const AttentionContext& c) {
                       if (c.weights.k_norm) norm_head(s, v, c.weights.k_norm, s.kv_heads * dim, k);
                   }
                   const float scale = query_scale(s, c.layer, info.position);
-                  const float* balance = cache.shape().dtype == DType::int8 ? c.weights.key_balance.data() : nullptr;
+                  const float* balance = cache.shape().type == KvType::int8 ? c.weights.key_balance.data() : nullptr;
                   const float* table = rope_index >= 0 ? c.scratch.ropes.at(rope_index, row) : nullptr;
                   for (int64_t head = first * group; head < last * group; head++) {
                       float* x = q + head * dim;
@@ -250,7 +141,7 @@ void rotate_and_store(const Team& team, const AttentionContext& c) {
                           norm_head(s, v, c.weights.k_norm + (c.weights.k_norm_per_head ? head * dim : 0), dim, x);
                       if (table) rotate(s.ropes[rope_index], table, x);
                       for (int64_t d = 0; balance && d < dim; d++) x[d] *= balance[(s.kv_heads + head) * dim + d];
-                      cache.store(v, c.layer, head, info.position, x, value + head * dim, halves);
+                      cache.store(c.kernels, c.layer, head, info.position, x, value + head * dim, halves);
                   }
               });
 }
@@ -259,7 +150,7 @@ void attend(const Team& team, const AttentionContext& c) {
     const int64_t group = c.spec.heads / c.spec.kv_heads, most = query_rows(c.spec);
     const int64_t tokens = std::max<int64_t>(1, most / group);
     float* scratch = c.scratch.attention + team.id() * c.scratch.attention_stride;
-    float* own = scratch + most * (c.spec.head_dim + kKvBlock);
+    float* own = scratch + block_floats(c.spec, most);
     int64_t unit = 0;  // dealt out in turn, because later tokens of a prompt see more keys
     const auto mine = [&] { return unit++ % team.size() == team.id(); };
     for (const Segment& segment : c.chunk.segments) {

@@ -34,3 +34,4 @@ void bind_encoder(nb::module_& m);
 void bind_sampler(nb::module_& m);
 void bind_bench(nb::module_& m);
 void bind_vector(nb::module_& m);
+void bind_code_attention(nb::module_& m);

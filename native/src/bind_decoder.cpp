@@ -93,7 +93,7 @@ void bind_decoder(nb::module_& m) {
             [](KvCache* self, int64_t layers, int64_t kv_heads, int64_t head_dim, int64_t capacity,
                const std::string& dtype) {
                 new (self) KvCache({layers, kv_heads, head_dim, capacity,
-                                    static_cast<DType>(index_of(kDTypes, dtype, "KV cache dtype"))});
+                                    static_cast<KvType>(index_of(kKvTypeNames, dtype, "KV cache dtype"))});
             },
             nb::arg("layers"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("capacity"), nb::arg("dtype") = "fp16")
         .def_prop_ro("length", &KvCache::length)

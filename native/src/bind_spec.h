@@ -88,7 +88,6 @@ int index_of(const char* const (&names)[N], const std::string& name, const char*
     throw std::invalid_argument("unknown " + std::string(what) + " '" + name + "': choose one of " + known);
 }
 
-constexpr const char* kDTypes[] = {"fp32", "fp16", "bf16", "int8"};  // by DType
 constexpr const char* kComputes[] = {"int8", "fp32"};                // by Compute
 
 using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;

@@ -46,11 +46,10 @@ void norm(int tier, bool rms, const Row& x, const std::optional<Row>& weight, co
 
 void attention(int tier, bool values, const Row& a, int64_t rows, const Raw& block, int dtype, int64_t count,
                int64_t dim, MutableRow out) {
-    expect(dtype >= 0 && dtype <= 3 && rows > 0 && dim > 0 && count > 0 && count <= kKvBlock, "attention: bad sizes");
+    expect(dtype >= 0 && dtype <= 2 && rows > 0 && dim > 0 && count > 0 && count <= kKvBlock, "attention: bad sizes");
     expect(!values || dim % kPanelRows == 0, "attention_values needs whole vectors");
     expect(size(a) == rows * (values ? kKvBlock : dim) && size(out) == rows * (values ? dim : kKvBlock) &&
-               size(block) == kKvBlock * dim * dtype_size(static_cast<DType>(dtype)) +
-                                  (static_cast<DType>(dtype) == DType::int8 ? 4 * kKvBlock : 0),
+               size(block) == kKvBlock * dim * dtype_size(static_cast<DType>(dtype)),
            "attention: sizes differ");
     const VectorKernels& k = kernels(tier);
     (values ? k.attention_values : k.attention_scores)(a.data(), rows, block.data(), static_cast<DType>(dtype), count,

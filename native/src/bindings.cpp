@@ -12,4 +12,5 @@ NB_MODULE(_native, m) {
     bind_sampler(m);
     bind_bench(m);
     bind_vector(m);
+    bind_code_attention(m);
 }

@@ -181,7 +181,7 @@ void Decoder::Impl::pass(ThreadPool& pool, const std::vector<Part>& parts, bool 
     std::lock_guard<std::mutex> guard(entry);
     check(parts);
     for (const Part& part : parts)
-        if (part.cache->shape().dtype == DType::int8) balance_keys();
+        if (part.cache->shape().type == KvType::int8) balance_keys();
     for (const Part& part : parts) part.cache->grow(part.count);
     const std::vector<Chunk> chunks = plan(parts, hidden, out);
     int64_t rows = 0, span_floats = 0;

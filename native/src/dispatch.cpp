@@ -1,6 +1,8 @@
 // Merges the tiers' kernel tables bottom-up: a null entry means "use the tier below". The list below is the registry.
+#include <algorithm>
 #include <array>
 
+#include "lowbit/code_attention.h"
 #include "lowbit/kernels.h"
 
 namespace lowbit {
@@ -70,6 +72,12 @@ std::array<KernelTable, 4> merge() {
 const KernelTable& kernel_table(Tier tier) {
     static const std::array<KernelTable, 4> tables = merge();
     return tables[static_cast<int>(tier)];
+}
+
+const CodeAttentionKernels& code_attention_kernels(Tier tier) {
+    static const CodeAttentionKernels tables[] = {scalar::code_attention_kernels(), tier_available(Tier::avx2) ? avx2::code_attention_kernels() : CodeAttentionKernels{},
+                                                  tier_available(Tier::avx512) ? avx512::code_attention_kernels() : CodeAttentionKernels{}};
+    return tables[std::min(static_cast<int>(tier), 2)];
 }
 
 }  // namespace lowbit

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -16,24 +15,6 @@ constexpr int64_t kValueAlign = 16;  // elements: values are whole vectors on ev
 constexpr int64_t kPageBytes = int64_t{2} << 20;  // at least; below, the system has no huge pages for it
 constexpr int64_t kAliasing = 4096;  // bytes; heads a multiple of this apart would compete for the same cache sets
 
-// Symmetric: x = code * scale, |code| <= 127, rounded to the nearest even. Calls put(d, code), returns the scale.
-float quantize(const float* x, int64_t n, auto&& put) {
-    float largest = 0;
-    bool finite = true;
-    for (int64_t d = 0; d < n; d++) {
-        const float size = std::fabs(x[d]);
-        finite &= size <= std::numeric_limits<float>::max();
-        largest = std::max(largest, size);
-    }
-    if (!finite) largest = 0;
-    const float inverse = largest < std::numeric_limits<float>::min() ? 0.0f : 127.0f / largest;
-    for (int64_t d = 0; d < n; d++) {
-        constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: has no fraction bits left
-        put(d, static_cast<int8_t>(static_cast<int32_t>((finite ? x[d] : 0.0f) * inverse + kRound - kRound)));
-    }
-    return !finite ? std::numeric_limits<float>::quiet_NaN() : inverse == 0 ? 0.0f : largest / 127.0f;
-}
-
 }  // namespace
 
 KvCache::KvCache(const KvShape& shape) : shape_(shape) {
@@ -43,10 +24,11 @@ KvCache::KvCache(const KvShape& shape) : shape_(shape) {
                                  << 31;  // of each size; keeps the products below 2^63 or clearly above memory
     if (shape.layers > kLargest || shape.kv_heads > kLargest || shape.head_dim > kLargest || shape.capacity > kLargest)
         throw std::bad_alloc();
-    const int64_t size = dtype_size(shape.dtype);
+    const int64_t size = kv_type_size(shape.type);
+    key_rows_ = is_codes(shape.type) ? (shape.head_dim + 1) / 2 * 2 : shape.head_dim;
     value_stride_ = (shape.head_dim + kValueAlign - 1) / kValueAlign * kValueAlign;
-    const int64_t scales = shape.dtype == DType::int8 ? kKvBlock * static_cast<int64_t>(sizeof(float)) : 0;
-    key_bytes_ = shape.head_dim * kKvBlock * size + scales;
+    const int64_t scales = is_codes(shape.type) ? kKvBlock * static_cast<int64_t>(sizeof(float)) : 0;
+    key_bytes_ = key_rows_ * kKvBlock * size + scales;
     head_bytes_ = key_bytes_ + value_stride_ * kKvBlock * size + scales;
     if (head_bytes_ % kAliasing == 0) head_bytes_ += kLine;
     const __int128 block = static_cast<__int128>(head_bytes_) * shape.layers * shape.kv_heads;
@@ -114,29 +96,45 @@ std::shared_ptr<Reservation> KvCache::copy_of(int64_t index, int64_t positions) 
     return page;
 }
 
-void KvCache::store(const VectorKernels& kernels, int64_t layer, int64_t head, int64_t position, const float* key,
-                    const float* value, uint16_t* halves) const {
-    const int64_t dim = shape_.head_dim, at = position % kKvBlock;
+void KvCache::store(const KernelTable& kernels, int64_t layer, int64_t head, int64_t position, const float* key,
+                    const float* value, uint16_t* scratch) const {
     uint8_t *to_keys = keys(layer, head, position), *to_values = values(layer, head, position);
-    if (shape_.dtype == DType::fp32) {
+    const int64_t dim = shape_.head_dim, at = position % kKvBlock;
+    if (is_codes(shape_.type)) {
+        store_codes(code_attention_kernels(kernels.tier), to_keys, to_values, at, key, value, reinterpret_cast<int16_t*>(scratch));
+        return;
+    }
+    if (shape_.type == KvType::fp32) {
         for (int64_t d = 0; d < dim; d++) reinterpret_cast<float*>(to_keys)[d * kKvBlock + at] = key[d];
         std::memcpy(reinterpret_cast<float*>(to_values) + at * value_stride_, value, dim * sizeof(float));
         return;
     }
-    if (shape_.dtype == DType::int8) {
-        float* key_scales = reinterpret_cast<float*>(to_keys + dim * kKvBlock);
-        float* value_scales = reinterpret_cast<float*>(to_values + value_stride_ * kKvBlock);
-        auto* codes = reinterpret_cast<int8_t*>(to_values) + at * value_stride_;
-        key_scales[at] = quantize(key, dim, [&](int64_t d, int8_t code) {
-            reinterpret_cast<int8_t*>(to_keys)[d * kKvBlock + at] = code;
-        });
-        value_scales[at] = quantize(value, dim, [&](int64_t d, int8_t code) { codes[d] = code; });
-        return;
-    }
-    const auto convert = shape_.dtype == DType::fp16 ? kernels.to_fp16 : kernels.to_bf16;
-    convert(key, halves, dim);
-    for (int64_t d = 0; d < dim; d++) reinterpret_cast<uint16_t*>(to_keys)[d * kKvBlock + at] = halves[d];
+    const auto convert = shape_.type == KvType::fp16 ? kernels.vector.to_fp16 : kernels.vector.to_bf16;
+    convert(key, scratch, dim);
+    for (int64_t d = 0; d < dim; d++) reinterpret_cast<uint16_t*>(to_keys)[d * kKvBlock + at] = scratch[d];
     convert(value, reinterpret_cast<uint16_t*>(to_values) + at * value_stride_, dim);
+}
+
+// A key's scale tells of a value that is not finite, too: weights of values are integers, which could not.
+void KvCache::store_codes(const CodeAttentionKernels& kernels, uint8_t* to_keys, uint8_t* to_values, int64_t at, const float* key,
+                          const float* value, int16_t* scratch) const {
+    const int64_t dim = shape_.head_dim;
+    const float most = most_code(shape_.type);
+    int16_t *key_codes = scratch, *value_codes = scratch + dim;
+    const float key_scale = kernels.to_codes(key, dim, most, key_codes), value_scale = kernels.to_codes(value, dim, most, value_codes);
+    const auto put = [&](auto code) {
+        using Code = decltype(code);
+        Code* keys = reinterpret_cast<Code*>(to_keys) + 2 * at;
+        for (int64_t d = 0; d < dim; d++) keys[d / 2 * 2 * kKvBlock + d % 2] = static_cast<Code>(key_codes[d]);
+        Code* values = reinterpret_cast<Code*>(to_values) + at / 2 * 2 * value_stride_ + at % 2;
+        for (int64_t d = 0; d < dim; d++) values[2 * d] = static_cast<Code>(value_codes[d]);
+    };
+    if (shape_.type == KvType::int8)
+        put(int8_t{});
+    else
+        put(int16_t{});
+    const_cast<float*>(key_scales(to_keys))[at] = std::isfinite(value_scale) ? key_scale : value_scale;
+    const_cast<float*>(value_scales(to_values))[at] = value_scale;
 }
 
 int64_t KvCache::bytes(const std::vector<const KvCache*>& caches) {

@@ -149,7 +149,7 @@ def test_a_tier_this_cpu_lacks_is_an_error(monkeypatch):
         ({"device": "xpu:"}, "unknown device"),
         ({"tier": "avx3"}, "unknown tier"),
         ({"compute": "int4"}, "did you mean 'int8'"),
-        ({"kv_dtype": "float16"}, "fp16, bf16, int8, fp32"),
+        ({"kv_dtype": "float16"}, "int16, fp16, bf16, int8, fp32"),
         ({"threads": 0}, "threads must be"),
         ({"threads": True}, "threads must be"),
         ({"context": -5}, "context must be"),

@@ -97,7 +97,7 @@ def test_steps_far_into_a_context(model, changes):
 
 def test_company_does_not_change_a_bit(model):
     """A part's logits are the same bits whichever parts share the pass, even where a chunk ends inside of it."""
-    for low_bit, compute, kv in (("fp32", "fp32", "fp32"), ("sym_int4", "int8", "fp32"), ("sym_int4", "int8", "int8")):
+    for low_bit, compute, kv in (("fp32", "fp32", "fp32"), ("sym_int4", "int8", "int8"), ("sym_int4", "int8", "int16")):
         model = tiny.decoder(SPEC, tiny.packed(WEIGHTS, low_bit), TIERS[-1], compute)
         results = []
         for company in (0, 1, 507, 509):
@@ -154,7 +154,9 @@ def test_many_threads_share_a_decoder(model):
         assert_close(result, Reference(SPEC, WEIGHTS).logits(tokens(60, seed).tolist()))
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-4), ("fp16", 2e-3), ("bf16", 2e-2), ("int8", 4e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("fp32", 1e-4), ("int16", 3e-4), ("fp16", 2e-3), ("bf16", 2e-2), ("int8", 4e-2)]
+)
 def test_cache_types(model, dtype, tolerance):
     exact = Reference(SPEC, WEIGHTS).logits(tokens(80).tolist())
     session = tiny.cache(SPEC, 80, dtype)
@@ -185,8 +187,9 @@ def test_an_int8_cache_is_what_the_reference_rounds(tier, changes, extra):
     model, ids = tiny.decoder(spec, tiny.packed(weights), tier), tokens(150)
     session = tiny.cache(spec, 150, "int8")
     got = np.concatenate([tiny.run(model, session, ids[a:b]) for a, b in ((0, 100), (100, 101), (101, 150))])
-    # In single precision a code may fall on the other side of a half: one in 127, of one element.
-    assert_close(got, Reference(spec, weights, kv_int8=True).logits(ids.tolist()), 2e-3)
+    # In single precision, and with queries of 16 bits, a code may fall on the other side of a half: one in 127, of one
+    # element.
+    assert_close(got, Reference(spec, weights, kv_int8=True).logits(ids.tolist()), 3e-3)
     exact = Reference(spec, weights).logits(ids.tolist())
     assert rms(got - exact) > 1e-3 * rms(exact)
     assert_close(got, exact, 6e-2)
@@ -227,7 +230,7 @@ def test_an_int8_cache_is_forked_and_cut_like_any_other():
 
 def test_a_filled_cache_holds_zeros():
     model = tiny.decoder(SPEC, tiny.packed(WEIGHTS), TIERS[-1])
-    for dtype in ("fp32", "fp16", "int8"):
+    for dtype in ("fp32", "fp16", "int16", "int8"):
         session = tiny.cache(SPEC, 700, dtype)
         session.fill(650)
         assert session.length == 650
@@ -335,6 +338,7 @@ def test_weights_that_are_not_numbers_do_not_crash(poison, where, compute):
         model = tiny.decoder(SPEC, tensors, tier, compute)
         tiny.run(model, tiny.cache(SPEC, dtype="fp16"), tokens(70))
         tiny.run(model, tiny.cache(SPEC, dtype="bf16"), tokens(3))
+        tiny.run(model, tiny.cache(SPEC, dtype="int16"), tokens(70))
         tiny.run(model, tiny.cache(SPEC, dtype="int8"), tokens(70))
 
 

@@ -13,7 +13,7 @@ TIERS = {name: index for index, name in enumerate(n.tiers())}
 FAST = [name for name in TIERS if name != "scalar"]
 SIZES = [1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 48, 63, 64, 65, 100, 257]
 ACTIVATIONS = ["silu", "gelu", "gelu_tanh", "relu", "quick_gelu"]
-DTYPES = {"fp32": 0, "fp16": 1, "bf16": 2, "int8": 3}
+DTYPES = {"fp32": 0, "fp16": 1, "bf16": 2}
 BLOCK = 64
 
 tiers = pytest.mark.parametrize("tier", TIERS)
@@ -182,12 +182,8 @@ def test_activations_far_out(tier, name):
     np.testing.assert_allclose(np.delete(y, 10), expected, rtol=1e-5, atol=1e-30 if name == "relu" else 1e-6)
 
 
-def block_of(kind: str, values: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a cache block's bytes and the values they stand for; axis: that of positions."""
-    if kind == "int8":
-        scales = np.abs(values).max(1 - axis, keepdims=True) / np.float32(127)
-        codes = np.rint(values / scales).astype(np.int8)
-        return np.concatenate([codes.reshape(-1).view(np.uint8), scales.reshape(-1).view(np.uint8)]), codes * scales
+def block_of(kind: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a cache block's bytes and the values they stand for."""
     if kind == "fp32":
         return values.reshape(-1).view(np.uint8), values
     if kind == "fp16":
@@ -203,7 +199,7 @@ def block_of(kind: str, values: np.ndarray, axis: int) -> tuple[np.ndarray, np.n
     ("rows", "count", "dim"), [(1, 1, 1), (2, 64, 64), (3, 17, 80), (4, 33, 10), (7, 63, 96), (9, 5, 33)]
 )
 def test_attention_scores(tier, kind, rows, count, dim):
-    data, keys = block_of(kind, floats(dim, BLOCK), 1)
+    data, keys = block_of(kind, floats(dim, BLOCK))
     q, scores = guarded(floats(rows, dim, seed=1)), guarded(np.zeros((rows, BLOCK), np.float32))
     n.vector_attention(
         TIERS[tier], False, q.reshape(-1), rows, guarded(data), DTYPES[kind], count, dim, scores.reshape(-1)
@@ -218,7 +214,7 @@ def test_attention_scores(tier, kind, rows, count, dim):
     ("rows", "count", "dim"), [(1, 1, 16), (2, 64, 64), (3, 17, 80), (4, 33, 16), (7, 63, 96), (9, 5, 48)]
 )
 def test_attention_values(tier, kind, rows, count, dim):
-    data, values = block_of(kind, floats(BLOCK, dim), 0)
+    data, values = block_of(kind, floats(BLOCK, dim))
     weights, out = guarded(np.abs(floats(rows, BLOCK, seed=1))), guarded(floats(rows, dim, seed=2))
     exact = out + weights[:, :count].astype(np.float64) @ values[:count]
     n.vector_attention(

@@ -10,7 +10,6 @@ namespace {
 float load(const void* data, DType dtype, int64_t i) {
     if (dtype == DType::fp16) return half_to_float(static_cast<const uint16_t*>(data)[i]);
     if (dtype == DType::bf16) return bf16_to_float(static_cast<const uint16_t*>(data)[i]);
-    if (dtype == DType::int8) return static_cast<const int8_t*>(data)[i];
     return static_cast<const float*>(data)[i];
 }
 
@@ -83,28 +82,21 @@ void activate_gated(Activation f, const float* gate_up, int64_t n, float* y) {
     }
 }
 
-// What stands behind `n` elements of an int8 block: its scales. Others have none.
-const float* scales_behind(const void* data, DType dtype, int64_t n) {
-    return dtype == DType::int8 ? reinterpret_cast<const float*>(static_cast<const int8_t*>(data) + n) : nullptr;
-}
-
 void attention_scores(const float* q, int64_t rows, const void* keys, DType dtype, int64_t count, int64_t dim,
                       float* scores) {
-    const float* scales = scales_behind(keys, dtype, dim * kKvBlock);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t t = 0; t < count; t++) {
             float sum = 0;
             for (int64_t d = 0; d < dim; d++) sum += q[r * dim + d] * load(keys, dtype, d * kKvBlock + t);
-            scores[r * kKvBlock + t] = scales ? sum * scales[t] : sum;
+            scores[r * kKvBlock + t] = sum;
         }
 }
 
 void attention_values(const float* weights, int64_t rows, const void* values, DType dtype, int64_t count, int64_t dim,
                       float* out) {
-    const float* scales = scales_behind(values, dtype, kKvBlock * dim);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t t = 0; t < count; t++) {
-            const float weight = weights[r * kKvBlock + t] * (scales ? scales[t] : 1.0f);
+            const float weight = weights[r * kKvBlock + t];
             for (int64_t d = 0; d < dim; d++) out[r * dim + d] += weight * load(values, dtype, t * dim + d);
         }
 }

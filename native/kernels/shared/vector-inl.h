@@ -6,23 +6,7 @@
 //   highest over lanes; load_halves<dtype>(p); to_halves<dtype>(a, p), also with a
 //   count of lanes; kKeyVectors, the vectors of keys or values that fit the registers beside kQueryRows rows of sums.
 
-// ---- e^x: 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2, and the Cephes polynomial for e^r; relative error 2e-7.
-// Below -87.3 the result stays at the smallest normal numbers instead of becoming subnormal, from 88.4 on it may be
-// infinite.
-
-inline Floats exponential(Floats x) {
-    x = lower(broadcast(88.8f), higher(broadcast(-87.3f), x));
-    const Floats n = nearest(mul(x, broadcast(1.44269504f)));
-    const Floats r = negate_fma(n, broadcast(-2.12194440e-4f), negate_fma(n, broadcast(0.693359375f), x));
-    Floats p = broadcast(1.9875691500e-4f);
-    p = fma(p, r, broadcast(1.3981999507e-3f));
-    p = fma(p, r, broadcast(8.3334519073e-3f));
-    p = fma(p, r, broadcast(4.1665795894e-2f));
-    p = fma(p, r, broadcast(1.6666665459e-1f));
-    p = fma(p, r, broadcast(5.0000001201e-1f));
-    p = fma(p, mul(r, r), add(r, broadcast(1.0f)));
-    return times_power(p, n);
-}
+#include "shared/exponential-inl.h"
 
 inline Floats negated(Floats x) { return sub(broadcast(0.0f), x); }
 
@@ -192,8 +176,6 @@ template <DType dtype>
 ALWAYS_INLINE Floats load_element(const void* data, int64_t i) {
     if constexpr (dtype == DType::fp32)
         return load(static_cast<const float*>(data) + i);
-    else if constexpr (dtype == DType::int8)
-        return load_bytes(static_cast<const int8_t*>(data) + i);
     else
         return load_halves<dtype>(static_cast<const uint16_t*>(data) + i);
 }
@@ -220,13 +202,6 @@ void scores_of_rows(const float* q, const void* keys, int64_t count, int64_t dim
         for (auto& row : sums)
             for (Floats& s : row) s = broadcast(0.0f);
         outer_products<dtype>(q, dim, keys, kKvBlock, dim, t, sums);
-        if constexpr (dtype == DType::int8) {
-            const float* scales = reinterpret_cast<const float*>(static_cast<const int8_t*>(keys) + dim * kKvBlock) + t;
-            for (int v = 0; v < kKeyVectors; v++) {
-                const Floats scale = load(scales + v * kLanes);
-                for (int r = 0; r < R; r++) sums[r][v] = mul(sums[r][v], scale);
-            }
-        }
         for (int r = 0; r < R; r++)
             for (int v = 0; v < kKeyVectors; v++) store(scores + r * kKvBlock + t + v * kLanes, sums[r][v]);
     }
@@ -245,14 +220,6 @@ ALWAYS_INLINE void values_of_columns(const float* weights, const void* values, i
 
 template <DType dtype, int R>
 void values_of_rows(const float* weights, const void* values, int64_t count, int64_t dim, float* out) {
-    float scaled[dtype == DType::int8 ? R * kKvBlock : 1];
-    if constexpr (dtype == DType::int8) {  // the scale of a value goes to its weight
-        const float* scales = reinterpret_cast<const float*>(static_cast<const int8_t*>(values) + kKvBlock * dim);
-        for (int64_t t = 0; t < kKvBlock; t += kLanes)
-            for (int r = 0; r < R; r++)
-                store(scaled + r * kKvBlock + t, mul(load(weights + r * kKvBlock + t), load(scales + t)));
-        weights = scaled;
-    }
     int64_t d = 0;
     for (; d + kKeyVectors * kLanes <= dim; d += kKeyVectors * kLanes)
         values_of_columns<dtype, R, kKeyVectors>(weights, values, count, dim, d, out);
@@ -263,12 +230,11 @@ void values_of_rows(const float* weights, const void* values, int64_t count, int
 
 using Attend = void (*)(const float*, const void*, int64_t, int64_t, float*);
 #define FOR_ROWS(kernel, dtype) {kernel<dtype, 1>, kernel<dtype, 2>, kernel<dtype, 3>, kernel<dtype, 4>}
-#define FOR_DTYPES(kernel)                                                                            \
-    {FOR_ROWS(kernel, DType::fp32), FOR_ROWS(kernel, DType::fp16), FOR_ROWS(kernel, DType::bf16), \
-     FOR_ROWS(kernel, DType::int8)}
+#define FOR_DTYPES(kernel)                                                                        \
+    {FOR_ROWS(kernel, DType::fp32), FOR_ROWS(kernel, DType::fp16), FOR_ROWS(kernel, DType::bf16)}
 constexpr int kQueryRows = 4;
-constexpr Attend kScores[4][kQueryRows] = FOR_DTYPES(scores_of_rows);
-constexpr Attend kValues[4][kQueryRows] = FOR_DTYPES(values_of_rows);
+constexpr Attend kScores[3][kQueryRows] = FOR_DTYPES(scores_of_rows);
+constexpr Attend kValues[3][kQueryRows] = FOR_DTYPES(values_of_rows);
 #undef FOR_DTYPES
 #undef FOR_ROWS
 
