@@ -17,7 +17,7 @@ LAYERS = [
     {"ops", "packed", "runtime", "reference"},
     {"vector_index", "vector_folder", "passages", "corpus_folder"},
     {"tokenizer", "tokenizer_files", "sentencepiece", "detokenize", "sampling", "stop", "perplexity"},
-    {"models", "sources", "quantize", "reference_decoder", "calibration", "checkpoint"},
+    {"models", "sources", "quantize", "reference_decoder", "calibration", "checkpoint", "precision"},
     {"tensor_formats", "loading", "woq"},
     {"sessions", "sentence", "texts", "speculation"},
     {"requests", "rows", "scheduler", "generate", "engine"},

@@ -172,6 +172,7 @@ def text_model(
         tokenizer_files={},
         provenance={"source": "toy"},
         quantization={},
+        activation_errors={},
     )
-    runtime = SimpleNamespace(device="cpu", threads=1, context=None, compute="fp32")
+    runtime = SimpleNamespace(device="cpu", threads=1, context=None, precision="high")
     return TextModel(loaded, runtime, engine=ToyEngine(make, **engine), tokenizer=byte_tokenizer(chat_template))

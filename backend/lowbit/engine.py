@@ -11,6 +11,7 @@ import numpy as np
 
 from lowbit import ops
 from lowbit.models._spec import ModelSpec
+from lowbit.precision import exact_matrices
 from lowbit.runtime import pool
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,8 @@ class NativeEngine:
         self._kv_dtype = runtime.kv_dtype
         self._pool = pool(runtime.threads)
         # The decoder views the arrays of `loaded`; the binding keeps them alive.
-        self._decoder = ops.decoder(spec.to_dict(), loaded.tensors, runtime.compute, runtime.tier)
+        exact = exact_matrices(loaded.activation_errors, runtime.precision)
+        self._decoder = ops.decoder(spec.to_dict(), loaded.tensors, runtime.compute, runtime.tier, exact)
         self._capacities = capacities_of(spec, self.context)
         self.exact_tokens = max(1, min(8, QUERY_ROWS * spec.kv_heads // spec.heads))
         self.token_bytes: int = self.new_cache(1).bytes_per_position
@@ -88,7 +90,8 @@ class EncoderEngine:
     def __init__(self, loaded: Any, runtime: Any) -> None:
         self.spec = loaded.spec
         self._pool = pool(runtime.threads)
-        self._encoder = ops.encoder(self.spec.to_dict(), loaded.tensors, runtime.compute, runtime.tier)
+        exact = exact_matrices(loaded.activation_errors, runtime.precision)
+        self._encoder = ops.encoder(self.spec.to_dict(), loaded.tensors, runtime.compute, runtime.tier, exact)
 
     def embed(self, texts: Sequence[np.ndarray], poolings: tuple[str, ...]) -> np.ndarray:
         """Returns float32 [texts, len(poolings) * hidden] for int32 ids, at least one text."""

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from lowbit import checkpoint, models
+from lowbit import checkpoint, models, precision
 from lowbit.calibration import (
     Importance,
     Quantiser,
@@ -81,7 +81,8 @@ def load_model(
     float. head_format, embedding_format: formats of the head and of embeddings (default sym_int8, or low_bit if that
     is a float; a tied head is one tensor with one format). module_formats: other formats for modules of the layers, by
     a part of their names, such as {"down_proj": "sym_int8"}; q, k and v, and gate and up, are one tensor each and take
-    it together. runtime: whose threads quantise. trust_remote_code:
+    it together. runtime: whose threads quantise, and whether the errors of int8 activations are measured on the way
+    (precision "auto": see precision.measure). trust_remote_code:
     accepted because callers pass it; no code of a checkpoint is ever run. A low-bit folder is opened as it was saved;
     arguments that ask for something else raise. One of ipex-llm keeps its format, GPTQ and AWQ codes where 4 bits are
     asked for are taken over. tokenizer_id: hub id or folder to take the tokenizer from instead.
@@ -142,13 +143,13 @@ def load_model(
     if archived is not None:
         source = archive.ArchiveSource(source, archived, family)
     try:
-        pool = (runtime or Runtime()).resolve().pool
-        tensors = _convert(family, source, location.folder, formats, quantiser, sequences, pool, show_progress)
+        settings = (runtime or Runtime()).resolve()
+        tensors = _convert(family, source, location.folder, formats, quantiser, sequences, settings.pool, show_progress)
     finally:
         source.close()
     generation = location.folder / GENERATION_CONFIG
     name = _origin(location)
-    return LoadedModel(
+    loaded = LoadedModel(
         spec=family.spec,
         tensors=tensors,
         config=archive.without_marks(config),
@@ -161,6 +162,9 @@ def load_model(
         embedding_files=embedding_files,
         notices=_matching(location.folder, hub.NOTICES),
     )
+    if settings.precision != "auto":
+        return loaded
+    return replace(loaded, activation_errors=precision.measure(loaded, settings))
 
 
 def config_of(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -237,14 +237,21 @@ def quantize_rows(x: np.ndarray, k_padded: int, *, tier: str, pool: Any) -> tupl
 # ---- the decoder (native/src/bind_decoder.cpp) --------------------------------------------------------------------
 
 
-def decoder(spec: dict[str, Any], tensors: dict[str, Any], compute: str = "int8", tier: str | None = None) -> Any:
+def decoder(
+    spec: dict[str, Any],
+    tensors: dict[str, Any],
+    compute: str = "int8",
+    tier: str | None = None,
+    exact: Iterable[str] = (),
+) -> Any:
     """Returns a native decoder over shared, immutable weights.
 
     spec is ModelSpec.to_dict(); tensors are PackedTensor and float vectors by canonical name, viewed, not copied; tier
-    None is `default_tier()`. Raises ValueError naming the tensor that is missing or has another shape than
-    the spec's. The result's profile(True) starts timing, phase_seconds() returns seconds by phase since then.
+    None is `default_tier()`; exact names matrices ("layers.0.down", "head") that compute in fp32 whatever the others
+    do. Raises ValueError naming the tensor that is missing or has another shape than the spec's. The result's
+    profile(True) starts timing, phase_seconds() returns seconds by phase since then.
     """
-    return native().Decoder(spec, *_weights(tensors), compute, tier or default_tier())
+    return native().Decoder(spec, *_weights(tensors), compute, tier or default_tier(), list(exact))
 
 
 def _weights(tensors: dict[str, Any]) -> tuple[dict[str, tuple[Any, ...]], dict[str, np.ndarray]]:
@@ -284,12 +291,27 @@ def decoder_hidden_states(decoder: Any, parts: list[tuple[Any, np.ndarray, bool]
     return decoder.hidden_states(pool, parts)
 
 
+def decoder_activation_errors(decoder: Any, tokens: np.ndarray, pool: Any) -> dict[str, float]:
+    """Returns what int8 activations do to each matrix that computes on them, by name ("layers.0.down", "head").
+
+    A number is the root mean square, over int32 tokens [n] as one sequence, of the error of the matrix's output over
+    that output, from exact inputs. The same for any number of threads. Raises ValueError as `forward`.
+    """
+    return decoder.activation_errors(pool, tokens)
+
+
 # ---- the encoder (native/src/bind_encoder.cpp) --------------------------------------------------------------------
 
 
-def encoder(spec: dict[str, Any], tensors: dict[str, Any], compute: str = "int8", tier: str | None = None) -> Any:
+def encoder(
+    spec: dict[str, Any],
+    tensors: dict[str, Any],
+    compute: str = "int8",
+    tier: str | None = None,
+    exact: Iterable[str] = (),
+) -> Any:
     """Returns a native encoder over shared, immutable weights; arguments, errors and profile as `decoder`."""
-    return native().Encoder(spec, *_weights(tensors), compute, tier or default_tier())
+    return native().Encoder(spec, *_weights(tensors), compute, tier or default_tier(), list(exact))
 
 
 def hidden_states(
@@ -314,6 +336,11 @@ def embed(
 def classify(encoder: Any, tokens: np.ndarray, ends: np.ndarray, types: np.ndarray | None, pool: Any) -> np.ndarray:
     """Returns the classification head's logits, float32 [texts, labels]; arguments and errors as `hidden_states`."""
     return encoder.classify(pool, tokens, types, ends)
+
+
+def encoder_activation_errors(encoder: Any, tokens: np.ndarray, ends: np.ndarray, pool: Any) -> dict[str, float]:
+    """Returns what `decoder_activation_errors` does, over texts given as for `hidden_states`."""
+    return encoder.activation_errors(pool, tokens, None, ends)
 
 
 # ---- sampling (native/src/bind_sampler.cpp) -----------------------------------------------------------------------

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 TIERS = ("scalar", "avx2", "avx512", "amx")  # lowest first
 COMPUTE_TYPES = ("int8", "fp32")
+PRECISIONS = ("fast", "auto", "high")
 KV_DTYPES = ("int16", "fp16", "bf16", "int8", "fp32")
 DEVICE_KINDS = ("auto", "cpu", "xpu")
 RUNNABLE = frozenset({"cpu"})  # device kinds that this version can execute on
@@ -81,7 +82,9 @@ class Runtime:
     """What the caller asks for; None and "auto" leave the choice to `resolve`.
 
     device: "auto", "cpu", "xpu" or "xpu:N". threads: native threads. tier: highest instruction set tier to use.
-    compute: type of the inner products ("int8" or "fp32"). kv_dtype: storage type of the KV cache
+    precision: "fast" rounds the inputs of every matrix to int8 (64 share a scale), "high" those of none, "auto" (the
+    default) all but those that int8 was measured to lose too much of when the model was quantised. compute: type of the
+    inner products, "int8" or "fp32": given alone, the same as "fast" and "high". kv_dtype: storage type of the KV cache
     ("int16" or "int8", codes with a scale for each key and value of a head and attention in integers, or "fp16",
     "bf16", "fp32"). context: longest sequence in tokens (None: what the model was made for).
     """
@@ -89,15 +92,17 @@ class Runtime:
     device: str = "auto"
     threads: int | None = None
     tier: str | None = None
-    compute: str = "int8"
+    compute: str | None = None
     kv_dtype: str = "fp16"
     context: int | None = None
+    precision: str | None = None
 
     def __post_init__(self) -> None:
         split_device(self.device)
         if self.tier is not None:
             _check_choice("tier", self.tier, TIERS)
-        _check_choice("compute", self.compute, COMPUTE_TYPES)
+        object.__setattr__(self, "precision", _precision(self.precision, self.compute))
+        object.__setattr__(self, "compute", "fp32" if self.precision == "high" else "int8")
         _check_choice("kv_dtype", self.kv_dtype, KV_DTYPES)
         for name in ("threads", "context"):
             value = getattr(self, name)
@@ -116,6 +121,8 @@ class Runtime:
         settings = gpu_environment(device.value, machine, environment, apply=True)
         threads = _choose_threads(self.threads, machine, environment)
         tier = _choose_tier(self.tier, environment)
+        assert self.precision is not None  # __post_init__ has filled them in
+        assert self.compute is not None
         resolved = Resolved(
             device=device.value,
             threads=int(threads.value),
@@ -123,10 +130,12 @@ class Runtime:
             compute=self.compute,
             kv_dtype=self.kv_dtype,
             context=self.context,
+            precision=self.precision,
             decisions=(
                 device,
                 threads,
                 tier,
+                Decision("precision", self.precision, _PRECISION_REASONS[self.precision]),
                 Decision("compute", self.compute, _COMPUTE_REASONS[self.compute]),
                 Decision("kv_dtype", self.kv_dtype, "type of the key and value cache"),
                 *settings,
@@ -139,7 +148,12 @@ class Runtime:
 
 _COMPUTE_REASONS = {
     "int8": "activations as int8 per 64 values for formats of up to 5 bits and sym_int8; others compute in fp32",
-    "fp32": "asked for: slower, no activation rounding",
+    "fp32": "precision is high: slower, no activation rounding",
+}
+_PRECISION_REASONS = {
+    "fast": "asked for: int8 activations in every matrix",
+    "auto": "fp32 where a model's activations were measured to be too uneven for int8",
+    "high": "asked for: no int8 activations",
 }
 
 
@@ -153,6 +167,7 @@ class Resolved:
     compute: str
     kv_dtype: str
     context: int | None
+    precision: str
     decisions: tuple[Decision, ...]
 
     def resolve(self) -> Resolved:
@@ -189,6 +204,23 @@ def nearest(value: str, choices: Iterable[str]) -> str:
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"unknown {name} {value!r}{nearest(str(value), choices)} Choices: {', '.join(choices)}")
+
+
+def _precision(precision: str | None, compute: str | None) -> str:
+    """Returns the precision that was asked for, by its own name or by a compute type."""
+    if precision is not None:
+        _check_choice("precision", precision, PRECISIONS)
+    if compute is None:
+        return precision or "auto"
+    _check_choice("compute", compute, COMPUTE_TYPES)
+    if precision is None:
+        return "high" if compute == "fp32" else "fast"
+    if (precision == "high") != (compute == "fp32"):
+        raise ValueError(
+            f"precision={precision!r} and compute={compute!r} contradict each other: 'high' is fp32, 'fast' and 'auto' "
+            "are int8. Give precision alone"
+        )
+    return precision
 
 
 def split_device(device: str) -> tuple[str, int | None]:

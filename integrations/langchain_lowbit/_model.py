@@ -151,7 +151,7 @@ class LowBitModel(BaseModel):
                 "tokenizer_id": self.model.provenance.get("tokenizer"),
                 "quantization": dict(self.model.quantization),
                 "device": self.model.device,
-                "compute": self.model.runtime.compute,
+                "precision": self.model.runtime.precision,
             }
         return known
 

@@ -3,6 +3,7 @@
 #include <memory>
 #include <stdexcept>
 
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/unique_ptr.h>
 
 #include "bind_spec.h"
@@ -43,9 +44,9 @@ struct BoundDecoder {
 };
 
 void construct(BoundDecoder* self, nb::dict spec, nb::dict packed, nb::dict vectors, const std::string& compute,
-               const std::string& tier) {
+               const std::string& tier, const std::vector<std::string>& exact) {
     const Tier at = read_tier(tier);
-    BoundWeights bound = read_weights(packed, vectors);
+    BoundWeights bound = read_weights(packed, vectors, exact);
     new (self)
         BoundDecoder{std::move(bound.arrays),
                      std::make_unique<Decoder>(read_spec(spec), std::move(bound.weights),
@@ -72,6 +73,11 @@ nb::ndarray<nb::numpy, float, nb::ndim<2>> run(BoundDecoder& self, ThreadPool& p
     float* data = out.release();
     nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
     return {data, {static_cast<size_t>(rows), static_cast<size_t>(width)}, owner};
+}
+
+std::map<std::string, double> activation_errors(BoundDecoder& self, ThreadPool& pool, Tokens tokens) {
+    nb::gil_scoped_release release;
+    return self.decoder->activation_errors(pool, tokens.data(), static_cast<int64_t>(tokens.shape(0)));
 }
 
 using Items = std::vector<std::tuple<nb::object, Tokens, bool>>;
@@ -106,9 +112,10 @@ void bind_decoder(nb::module_& m) {
 
     nb::class_<BoundDecoder>(m, "Decoder")
         .def("__init__", &construct, nb::arg("spec"), nb::arg("packed"), nb::arg("vectors"), nb::arg("compute"),
-             nb::arg("tier"))
+             nb::arg("tier"), nb::arg("exact"))
         .def("forward", &forward, nb::arg("pool"), nb::arg("parts"))
         .def("hidden_states", &hidden_states, nb::arg("pool"), nb::arg("parts"))
+        .def("activation_errors", &activation_errors, nb::arg("pool"), nb::arg("tokens"))
         .def(
             "profile", [](BoundDecoder& d, bool on) { d.decoder->profile(on); }, nb::arg("on"))
         .def("phase_seconds", [](const BoundDecoder& d) {

@@ -2,6 +2,8 @@
 #include <memory>
 #include <stdexcept>
 
+#include <nanobind/stl/map.h>
+
 #include "bind_spec.h"
 #include "lowbit/encoder.h"
 
@@ -39,10 +41,10 @@ struct BoundEncoder {
 };
 
 void construct(BoundEncoder* self, nb::dict spec, nb::dict packed, nb::dict vectors, const std::string& compute,
-               const std::string& tier) {
+               const std::string& tier, const std::vector<std::string>& exact) {
     const Tier at = read_tier(tier);
     const Compute type = static_cast<Compute>(index_of(kComputes, compute, "compute type"));
-    BoundWeights bound = read_weights(packed, vectors);
+    BoundWeights bound = read_weights(packed, vectors, exact);
     new (self) BoundEncoder{std::move(bound.arrays),
                             std::make_unique<Encoder>(read_spec(spec), std::move(bound.weights), type, at)};
 }
@@ -97,17 +99,26 @@ Result classify(BoundEncoder& self, ThreadPool& pool, Tokens tokens, std::option
                [&](float* out) { self.encoder->classify(pool, texts, out); });
 }
 
+std::map<std::string, double> activation_errors(BoundEncoder& self, ThreadPool& pool, Tokens tokens,
+                                                std::optional<Tokens> types, Ends ends) {
+    const Texts texts = texts_of(tokens, types, ends);
+    nb::gil_scoped_release release;
+    return self.encoder->activation_errors(pool, texts);
+}
+
 }  // namespace
 
 void bind_encoder(nb::module_& m) {
     nb::class_<BoundEncoder>(m, "Encoder")
         .def("__init__", &construct, nb::arg("spec"), nb::arg("packed"), nb::arg("vectors"), nb::arg("compute"),
-             nb::arg("tier"))
+             nb::arg("tier"), nb::arg("exact"))
         .def("hidden_states", &hidden_states, nb::arg("pool"), nb::arg("tokens"), nb::arg("types").none(),
              nb::arg("ends"))
         .def("embed", &embed, nb::arg("pool"), nb::arg("tokens"), nb::arg("types").none(), nb::arg("ends"),
              nb::arg("poolings"))
         .def("classify", &classify, nb::arg("pool"), nb::arg("tokens"), nb::arg("types").none(), nb::arg("ends"))
+        .def("activation_errors", &activation_errors, nb::arg("pool"), nb::arg("tokens"), nb::arg("types").none(),
+             nb::arg("ends"))
         .def(
             "profile", [](BoundEncoder& e, bool on) { e.encoder->profile(on); }, nb::arg("on"))
         .def("phase_seconds", [](const BoundEncoder& e) {

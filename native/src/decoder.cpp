@@ -40,14 +40,14 @@ struct Decoder::Impl {
     void check(const std::vector<Part>& parts) const;
     void balance_keys();
     std::vector<Chunk> plan(const std::vector<Part>& parts, bool hidden, float* out) const;
-    void pass(ThreadPool& pool, const std::vector<Part>& parts, bool hidden, float* out);
+    void pass(ThreadPool& pool, const std::vector<Part>& parts, bool hidden, float* out, Probe* probe = nullptr);
 };
 
 // Widths, once: an input buffer is as wide as its widest reader.
 void Decoder::Impl::plan_buffers() {
     const auto read_by = [&](InputBuffer& buffer, int64_t k, std::initializer_list<const Matrix*> readers) {
         for (const Matrix* m : readers)
-            if (*m) buffer.read_by(*m->weight, k, compute);
+            if (*m) buffer.read_by(*m->weight, k, m->compute(compute));
     };
 
     const ResolvedWeights& w = resolved;
@@ -176,7 +176,7 @@ std::vector<Chunk> Decoder::Impl::plan(const std::vector<Part>& parts, bool hidd
     return chunks;
 }
 
-void Decoder::Impl::pass(ThreadPool& pool, const std::vector<Part>& parts, bool hidden, float* out) {
+void Decoder::Impl::pass(ThreadPool& pool, const std::vector<Part>& parts, bool hidden, float* out, Probe* probe) {
     if (parts.empty()) return;
     std::lock_guard<std::mutex> guard(entry);
     check(parts);
@@ -190,7 +190,7 @@ void Decoder::Impl::pass(ThreadPool& pool, const std::vector<Part>& parts, bool 
         span_floats = std::max(span_floats, chunk.span_floats);
     }
     reserve(rows, pool.size(), span_floats);
-    const Engine engine{spec, resolved, kernels, scratch, profiling ? &times : nullptr};
+    const Engine engine{spec, resolved, kernels, scratch, profiling ? &times : nullptr, probe};
     pool.run([&](Team& team) {
         for (const Chunk& chunk : chunks) run_chunk(team, engine, chunk);
     });
@@ -209,6 +209,15 @@ void Decoder::forward(ThreadPool& pool, const std::vector<Part>& parts, float* l
 
 void Decoder::hidden_states(ThreadPool& pool, const std::vector<Part>& parts, float* out) {
     impl_->pass(pool, parts, true, out);
+}
+
+std::map<std::string, double> Decoder::activation_errors(ThreadPool& pool, const int32_t* tokens, int64_t count) {
+    const ModelSpec& s = impl_->spec;
+    KvCache cache({s.layers, s.kv_heads, s.head_dim, std::max<int64_t>(count, 1), KvType::fp32});
+    Probe probe(impl_->weights, std::min(std::max<int64_t>(count, 1), kChunkRows));
+    std::vector<float> logits(static_cast<size_t>(std::max<int64_t>(count, 1) * s.vocab_size));
+    impl_->pass(pool, {{&cache, tokens, count, true}}, false, logits.data(), &probe);
+    return probe.errors();
 }
 
 void Decoder::profile(bool on) {

@@ -77,6 +77,7 @@ ResolvedWeights resolve_weights(const ModelSpec& s, const Weights& weights) {
             fail(s, "the tied head has " + std::to_string(r.word_size) + " columns, its input " +
                         std::to_string(head_columns));
         r.head.bias = find.vector("head.bias", {s.vocab_size}, true);
+        find.give_role(r.head, "head");
     }
 
     const bool sandwich = s.norm_place == NormPlace::sandwich;

@@ -75,7 +75,7 @@ struct Encoder::Impl {
     void reserve(EncoderScratch& s, const std::vector<TextChunk>& chunks, int threads) const;
     int64_t member_rows(const Texts& texts, int threads) const;
     void check(const Texts& texts) const;
-    void pass(ThreadPool& pool, const Texts& texts, const EncoderOutput& output);
+    void pass(ThreadPool& pool, const Texts& texts, const EncoderOutput& output, Probe* probe = nullptr);
 };
 
 // Widths, once: an input buffer is as wide as its widest reader.
@@ -84,13 +84,13 @@ void Encoder::Impl::plan_buffers(EncoderScratch& scratch) const {
     InputBuffer& entered = pre ? scratch.normed : scratch.x;
     const int64_t hidden = spec.hidden_size, inner = spec.heads * spec.head_dim;
     for (const EncoderLayer& l : resolved.layers) {
-        entered.read_by(*l.qkv.weight, hidden, compute);
-        entered.read_by(*l.up.weight, hidden, compute);
-        scratch.attended.read_by(*l.o.weight, inner, compute);
-        scratch.activated.read_by(*l.down.weight, spec.ffn_size, compute);
+        entered.read_by(*l.qkv.weight, hidden, l.qkv.compute(compute));
+        entered.read_by(*l.up.weight, hidden, l.up.compute(compute));
+        scratch.attended.read_by(*l.o.weight, inner, l.o.compute(compute));
+        scratch.activated.read_by(*l.down.weight, spec.ffn_size, l.down.compute(compute));
     }
     for (const Matrix* m : {&resolved.head_dense, &resolved.head})
-        if (*m) scratch.normed.read_by(*m->weight, hidden, compute);
+        if (*m) scratch.normed.read_by(*m->weight, hidden, m->compute(compute));
     scratch.x.stride = std::max(scratch.x.stride, row_stride(round_up(hidden, kPanelRows)));
     scratch.qkv.written_by(3 * (scratch.alone ? heads_together(spec) * spec.head_dim : inner));
     scratch.delta.written_by(hidden);
@@ -171,15 +171,15 @@ int64_t Encoder::Impl::member_rows(const Texts& texts, int threads) const {
     return rows < kFewestMemberRows ? 0 : rows;
 }
 
-void Encoder::Impl::pass(ThreadPool& pool, const Texts& texts, const EncoderOutput& output) {
+void Encoder::Impl::pass(ThreadPool& pool, const Texts& texts, const EncoderOutput& output, Probe* probe) {
     if (texts.count == 0) return;
     std::lock_guard<std::mutex> guard(entry);
     check(texts);
-    const int64_t alone = member_rows(texts, pool.size());
+    const int64_t alone = probe ? 0 : member_rows(texts, pool.size());  // members alone cut products into columns
     const std::vector<TextChunk> chunks = cut(texts, alone ? alone : kTeamRows);
     for (const TextChunk& chunk : chunks) positions.reach(spec, chunk.longest);
     const auto engine = [&](const EncoderScratch& s, PhaseTimes* to) {
-        return EncoderEngine{spec, resolved, kernels, s, positions, texts, output, profiling ? to : nullptr};
+        return EncoderEngine{spec, resolved, kernels, s, positions, texts, output, profiling ? to : nullptr, probe};
     };
     if (!alone) {
         reserve(scratch, chunks, pool.size());
@@ -219,6 +219,16 @@ void Encoder::classify(ThreadPool& pool, const Texts& texts, float* out) {
     if (!impl_->spec.labels)
         throw std::invalid_argument("this " + impl_->spec.family + " model has no classification head");
     impl_->pass(pool, texts, {EncoderOutput::Kind::scores, nullptr, out});
+}
+
+std::map<std::string, double> Encoder::activation_errors(ThreadPool& pool, const Texts& texts) {
+    const EncoderSpec& s = impl_->spec;
+    const int64_t tokens = texts.count ? texts.ends[texts.count - 1] : 0;
+    Probe probe(impl_->weights, tokens);
+    std::vector<float> out(static_cast<size_t>(s.labels ? texts.count * s.labels : tokens * s.hidden_size));
+    const auto kind = s.labels ? EncoderOutput::Kind::scores : EncoderOutput::Kind::hidden;
+    impl_->pass(pool, texts, {kind, nullptr, out.data()}, &probe);
+    return probe.errors();
 }
 
 void Encoder::profile(bool on) {

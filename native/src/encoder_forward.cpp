@@ -59,7 +59,10 @@ private:
     }
 
     void product(const Matrix& m, const LinearInput& in, const OutputBuffer& out) {
-        linear(team_, k_, *m.weight, nullptr, in, out.data, out.stride);
+        if (e_.probe)
+            e_.probe->product(team_, k_, m, nullptr, in, out.data, out.stride);
+        else
+            linear(team_, k_, *m.weight, nullptr, m.reads(in), out.data, out.stride);
     }
 
     void embed() {
@@ -146,7 +149,7 @@ private:
         for (int64_t head = 0; head < s_.heads; head += together) {
             const int64_t heads = std::min(together, s_.heads - head), first = head * s_.head_dim, columns = heads * s_.head_dim;
             for (int64_t which = 0; which < 3; which++)
-                linear_columns(k_, *w.qkv.weight, which * s_.heads * s_.head_dim + first, columns, entered,
+                linear_columns(k_, *w.qkv.weight, which * s_.heads * s_.head_dim + first, columns, w.qkv.reads(entered),
                                b_.qkv.data + which * width, b_.qkv.stride);
             mark(Phase::qkv);
             attend_heads(e_, chunk_, index, head, heads);
@@ -177,7 +180,7 @@ private:
         for (int64_t begin = 0; begin < s_.ffn_size; begin += kFfnColumns) {
             const int64_t end = std::min(begin + kFfnColumns, s_.ffn_size);
             const Team::Range columns = up_columns(begin, end);
-            linear_columns(k_, *w.up.weight, columns.begin, columns.end - columns.begin, in, b_.up.data, b_.up.stride);
+            linear_columns(k_, *w.up.weight, columns.begin, columns.end - columns.begin, w.up.reads(in), b_.up.data, b_.up.stride);
             mark(Phase::up);
             float values[kFfnColumns];
             for (int64_t r = 0; r < rows_; r++) {

@@ -5,6 +5,7 @@
 #include "buffers.h"
 #include "find_weights.h"
 #include "lowbit/encoder.h"
+#include "probe.h"
 
 namespace lowbit {
 
@@ -80,6 +81,7 @@ struct EncoderEngine {
     const Texts& texts;
     const EncoderOutput& output;
     PhaseTimes* times;  // null unless profiling
+    Probe* probe;       // null unless measuring
 };
 
 // Collective: all layers of a chunk, then its output. Ends with a barrier. (encoder_forward.cpp)

@@ -16,6 +16,18 @@ std::string shape_text(int64_t rows, int64_t cols) {
 
 void Finder::fail(const std::string& what) const { throw std::invalid_argument(owner_ + ": " + what); }
 
+Finder::Finder(std::string owner, const Weights& weights)
+    : owner_(std::move(owner)),
+      weights_(weights) {
+    for (const std::string& role : weights.exact)  // the head may be the embedding
+        if (role != "head" && !weights.packed.count(role + ".weight")) fail("no matrix is called " + role);
+}
+
+void Finder::give_role(Matrix& m, const std::string& role) const {
+    m.role = role;
+    m.exact = weights_.exact.count(role) > 0;
+}
+
 Matrix Finder::matrix(const std::string& name, int64_t rows, int64_t cols, bool optional) const {
     Matrix m;
     const auto found = weights_.packed.find(name + ".weight");
@@ -27,6 +39,7 @@ Matrix Finder::matrix(const std::string& name, int64_t rows, int64_t cols, bool 
     if ((rows >= 0 && l.rows != rows) || (cols >= 0 && l.k != cols))
         fail(name + ".weight has shape " + shape_text(l.rows, l.k) + ", the spec asks for " + shape_text(rows, cols));
     m.weight = &found->second;
+    give_role(m, name);
     m.bias = vector(name + ".bias", {l.rows}, true);
     return m;
 }

@@ -3,6 +3,7 @@
 #include <initializer_list>
 #include <string>
 
+#include "lowbit/linear.h"
 #include "lowbit/weights.h"
 
 namespace lowbit {
@@ -10,8 +11,16 @@ namespace lowbit {
 struct Matrix {
     const PackedView* weight = nullptr;
     const float* bias = nullptr;  // [rows] or null
+    std::string role;   // "layers.0.down", "head"
+    bool exact = false;  // computes in fp32 whatever the others do
 
     explicit operator bool() const { return weight != nullptr; }
+    Compute compute(Compute wanted) const { return exact ? Compute::fp32 : wanted; }
+    // What it reads of an input that was prepared for all its readers.
+    LinearInput reads(LinearInput in) const {
+        in.compute = compute(in.compute);
+        return in;
+    }
 };
 
 struct Norm {
@@ -23,15 +32,14 @@ struct Norm {
 // have.
 class Finder {
 public:
-    Finder(std::string owner, const Weights& weights)
-        : owner_(std::move(owner)),
-          weights_(weights) {}
+    Finder(std::string owner, const Weights& weights);
 
     // `name`.weight as a matrix with its bias if there is one. rows or cols -1: any.
     Matrix matrix(const std::string& name, int64_t rows, int64_t cols, bool optional = false) const;
     // A vector of one of these sizes; null when it is optional and absent.
     const float* vector(const std::string& name, std::initializer_list<int64_t> sizes, bool optional = false) const;
     Norm norm(const std::string& name, int64_t size) const;
+    void give_role(Matrix& m, const std::string& role) const;
     int64_t size(const std::string& vector) const { return static_cast<int64_t>(weights_.vectors.at(vector).size()); }
     bool has(const std::string& name) const { return weights_.vectors.count(name) || weights_.packed.count(name); }
 

@@ -57,7 +57,10 @@ private:
     }
 
     void product(const Matrix& m, const LinearInput& in, const OutputBuffer& out) {
-        linear(team_, k_, *m.weight, m.bias, in, out.data, out.stride);
+        if (e_.probe)
+            e_.probe->product(team_, k_, m, m.bias, in, out.data, out.stride);
+        else
+            linear(team_, k_, *m.weight, m.bias, m.reads(in), out.data, out.stride);
     }
 
     void embed() {

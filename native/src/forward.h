@@ -4,6 +4,7 @@
 
 #include "buffers.h"
 #include "decoder_weights.h"
+#include "probe.h"
 
 namespace lowbit {
 
@@ -61,6 +62,7 @@ struct Engine {
     const KernelTable& kernels;
     const Scratch& scratch;
     PhaseTimes* times;  // null unless profiling
+    Probe* probe;       // null unless measuring
 };
 
 // Collective: all layers, then the logits asked for. Ends with a barrier. (forward.cpp)

@@ -137,6 +137,7 @@ def hand_made_family(config: dict) -> Family:
     if not tied:
         recipes.append(Recipe("head.weight", (Part("lm_head.weight"),), "head"))
     heads = config["num_attention_heads"]
+    dim = hidden // heads
     spec = ModelSpec(
         family="llama",
         vocab_size=config["vocab_size"],
@@ -144,10 +145,10 @@ def hand_made_family(config: dict) -> Family:
         layers=layers,
         heads=heads,
         kv_heads=config["num_key_value_heads"],
-        head_dim=hidden // heads,
+        head_dim=dim,
         ffn_size=ffn,
         context=config["max_position_embeddings"],
-        ropes=(Rope("half", hidden // heads, tuple(10000.0 ** (-2 * i / 16) for i in range(8))),),
+        ropes=(Rope("half", dim, tuple(10000.0 ** (-2 * i / dim) for i in range(dim // 2))),),
         layer_rope=(0,) * layers,
         attention_scale=0.25,
         tied_head=tied,

@@ -30,7 +30,7 @@ class FakeTextModel(TextModel):
     """Answers every prompt with the words of a story, one word per step; keeps what it was asked."""
 
     model_id = "fake/model"
-    runtime = SimpleNamespace(device="cpu", compute="int8")
+    runtime = SimpleNamespace(device="cpu", precision="auto")
     tokenizer = object()
 
     def __init__(self, step_seconds=0.0, low_bit="sym_int4", tokenizer_id="fake/tokenizer"):

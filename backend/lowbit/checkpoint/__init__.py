@@ -57,6 +57,7 @@ class LoadedModel:
     quantization: dict[str, Any] = field(default_factory=dict)
     embedding_files: dict[str, Path] = field(default_factory=dict)
     notices: dict[str, Path] = field(default_factory=dict)  # licences and the like that travel with the weights
+    activation_errors: dict[str, float] = field(default_factory=dict)  # of precision.measure; {}: not measured
 
     @property
     def packed_bytes(self) -> int:
@@ -149,6 +150,7 @@ def _write(loaded: LoadedModel, stage: Path) -> None:
         **loaded.quantization,
         "graph": next(name for name, kind in SPECS.items() if isinstance(loaded.spec, kind)),
         "spec": loaded.spec.to_dict(),
+        **({"activation_errors": loaded.activation_errors} if loaded.activation_errors else {}),
     }
     quantization = json.loads(json.dumps(quantization))  # as it will be read back: tuples are lists
     _write_json(stage / CONFIG, {**loaded.config, "quantization_config": quantization})
@@ -221,7 +223,8 @@ def _load(folder: Path, verify: bool | None) -> LoadedModel:
     try:
         spec = SPECS[quantization.pop("graph", "decoder")].from_dict(quantization.pop("spec"))
         tensors = {name: _tensor(name, weights) for name in weights.names}
-    except (KeyError, TypeError) as error:
+        errors = {str(name): float(error) for name, error in quantization.pop("activation_errors", {}).items()}
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder} is damaged ({error!r} missing or malformed); save the model again") from None
     generation = folder / GENERATION_CONFIG
     notices, embedding = (set(manifest.get(kind, ())) for kind in ("notices", "embedding_files"))
@@ -236,6 +239,7 @@ def _load(folder: Path, verify: bool | None) -> LoadedModel:
         quantization={k: v for k, v in quantization.items() if k not in ("quant_method", "version")},
         embedding_files={name: path for name, path in extra.items() if name in embedding and path.exists()},
         notices={name: path for name, path in extra.items() if name in notices and path.exists()},
+        activation_errors=errors,
     )
 
 

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 Arguments = argparse.Namespace
+PRECISION_HELP = (
+    "int8 activations in every matrix (fast), in none (high), or where they were measured to do (auto: default)"
+)
 _SOURCE = ("revision", "cache_dir", "token", "trust_remote_code", "local_files_only")
 
 

@@ -7,7 +7,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lowbit.cli._common import Arguments, add_source, err, out, shows_progress, size, source_options
+from lowbit.cli._common import (
+    PRECISION_HELP,
+    Arguments,
+    add_source,
+    err,
+    out,
+    shows_progress,
+    size,
+    source_options,
+)
 from lowbit.cli._quantiser import add_quantiser, quantiser_of
 
 SUMMARY = "Measure what formats cost: perplexity on a text, distance from the original, size, speed."
@@ -16,7 +25,7 @@ _HEADINGS = ("format", "algorithm", "size", "bits/weight", "perplexity", "diverg
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    from lowbit.runtime import KV_DTYPES
+    from lowbit.runtime import KV_DTYPES, PRECISIONS
 
     add_source(parser)
     parser.add_argument("--data", required=True, metavar="FILE", help="the text, UTF-8")
@@ -26,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stride", type=int, help="tokens by which windows advance (default: a whole window)")
     parser.add_argument("--max-tokens", type=int, help="use no more tokens of the text")
     parser.add_argument("--kv-dtype", default="fp16", choices=KV_DTYPES, help="type of the key and value cache")
+    parser.add_argument("--precision", choices=PRECISIONS, help=PRECISION_HELP)
     parser.add_argument("--no-reference", action="store_true", help="do not run the original beside it")
     parser.add_argument("--json", action="store_true", help="rows as JSON")
     parser.add_argument(
@@ -55,6 +65,7 @@ def execute(arguments: Arguments) -> None:
         group_size=arguments.group_size,
         threads=arguments.threads,
         kv_dtype=arguments.kv_dtype,
+        precision=arguments.precision,
         **source_options(arguments),
     )
     if not arguments.json:

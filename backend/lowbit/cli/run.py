@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from lowbit.cli._common import Arguments, add_source, err, out, shows_progress, source_options
+from lowbit.cli._common import PRECISION_HELP, Arguments, add_source, err, out, shows_progress, source_options
 
 SUMMARY = "Stream a model's answer to a prompt."
 
@@ -17,12 +17,12 @@ _GENERATION = (
     "max_new_tokens", "max_length", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop",
     "json_schema", "regex", "choice", "grammar",
 )  # fmt: skip
-_RUNTIME = ("device", "threads", "tier", "compute", "kv_dtype", "context")
+_RUNTIME = ("device", "threads", "tier", "precision", "compute", "kv_dtype", "context")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    from lowbit.runtime import COMPUTE_TYPES, KV_DTYPES, TIERS
+    from lowbit.runtime import COMPUTE_TYPES, KV_DTYPES, PRECISIONS, TIERS
 
     add_source(parser)
     parser.add_argument("-p", "--prompt", help="the prompt; '-' or none reads stdin")
@@ -51,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", help="auto, cpu, xpu or xpu:N")
     parser.add_argument("--tier", choices=TIERS, help="highest instruction set tier to use")
-    parser.add_argument("--compute", choices=COMPUTE_TYPES)
+    parser.add_argument("--precision", choices=PRECISIONS, help=PRECISION_HELP)
+    parser.add_argument("--compute", choices=COMPUTE_TYPES, help="int8 is --precision fast, fp32 is high")
     parser.add_argument("--kv-dtype", choices=KV_DTYPES, help="type of the key and value cache; int8 halves it")
     parser.add_argument("--context", type=int, help="longest sequence, in tokens")
     parser.add_argument(

@@ -1,7 +1,9 @@
 // The decoder: a ModelSpec interpreted over immutable weights. Sessions own their KV cache and position; a forward pass
 // takes any number of (session, tokens) parts at once, so prefill, single steps and batched steps are the same call.
 #pragma once
+#include <map>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "lowbit/kv_cache.h"
@@ -36,6 +38,10 @@ public:
 
     // The same with what the head reads instead of what it says: final hidden states, fp32 [sum of logit rows][hidden_size].
     void hidden_states(ThreadPool& pool, const std::vector<Part>& parts, float* out);
+
+    // What int8 activations do to each matrix that computes on them: the root mean square over `count` tokens, as one
+    // sequence, of the error of its output over that output. Throws as forward().
+    std::map<std::string, double> activation_errors(ThreadPool& pool, const int32_t* tokens, int64_t count);
 
     // Starts timing phases from zero, or stops.
     void profile(bool on);

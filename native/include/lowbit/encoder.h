@@ -1,7 +1,9 @@
 // The encoder: an EncoderSpec interpreted over immutable weights. Texts of a call are packed: their rows stand one
 // after the other without padding, and every text attends to itself only.
 #pragma once
+#include <map>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "lowbit/linear.h"
@@ -34,6 +36,9 @@ public:
     void embed(ThreadPool& pool, const Texts& texts, const std::vector<Pooling>& poolings,
                float* out);                                           // [texts][poolings][hidden_size]
     void classify(ThreadPool& pool, const Texts& texts, float* out);  // [texts][labels], logits
+
+    // As Decoder::activation_errors(), over texts.
+    std::map<std::string, double> activation_errors(ThreadPool& pool, const Texts& texts);
 
     // Starts timing phases from zero, or stops.
     void profile(bool on);

@@ -2,6 +2,7 @@
 #pragma once
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "lowbit/tensor.h"
@@ -11,6 +12,8 @@ namespace lowbit {
 struct Weights {
     std::unordered_map<std::string, PackedView> packed;  // matrices and tables, non-owning
     std::unordered_map<std::string, std::vector<float>> vectors;
+    // Matrices ("layers.0.down", "head") that compute in fp32 where the others compute in int8.
+    std::unordered_set<std::string> exact;
 };
 
 }  // namespace lowbit
