@@ -91,7 +91,7 @@ def main() -> None:
     rows: dict[str, dict[str, float]] = {name: {} for name in args.formats}
     for case in cases:
         for name in args.formats:
-            model = lowbit.load(str(case.folder(args.data)), low_bit=name, group_size=args.group_size)
+            model = lowbit.load(str(case.folder(args.data)), low_bit=name, group_size=args.group_size, precision="fast")
             result = perplexity(model.logits, case.sequences(args.data, model), args.tokens)
             rows[name][case.name] = round(result.value, 4)
             print(
