@@ -133,7 +133,7 @@ def run_rival(kind: str, python: str, case, folder: Path, model, sequences: list
         names = GGUF_NAMES.get(model.spec.family, {})
         if kind == "llama.cpp" and names:
             arrays = {}
-            for name, values in measure(folder, ids).items():
+            for name, values in measure(folder, ids)[0].items():
                 _, layer, module = name.split(".")
                 arrays |= {f"blk.{layer}.{tensor}.weight": values for tensor in names[module]}
             np.savez(work / "imatrix.npz", **arrays)

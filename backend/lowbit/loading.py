@@ -209,11 +209,12 @@ def measure(
     token: str | bool | None = None,
     local_files_only: bool = False,
     show_progress: bool = False,
-) -> Importance:
-    """Returns the importance matrix of a float model: the mean square of every input of its linear layers over a text.
+) -> tuple[Importance, int]:
+    """Returns the importance matrix of a float model, the mean square of every input of its linear layers over a text,
+    and how many sequences of the text were read.
 
     calibration: texts or sequences of token ids, of which at most `tokens` in sequences of at most `length` are read.
-    The result is float32 [inputs] by canonical module name ("layers.0.qkv"); `calibration.write_imatrix` stores it in
+    The matrix is float32 [inputs] by canonical module name ("layers.0.qkv"); `calibration.write_imatrix` stores both in
     llama.cpp's format, `Quantiser(imatrix=...)` reads that. Raises as `load_model` does.
     """
     access = hub.Access(cache_dir, token, local_files_only, show_progress)
@@ -234,7 +235,7 @@ def measure(
         gathered = [gather(recipe, source) for recipe in _located(family, source, location.folder)]
         for g in gathered:
             _check_shape(g, family.spec)
-        return measure_importance(family.spec, _weights(gathered), sequences, show_progress)
+        return measure_importance(family.spec, _weights(gathered), sequences, show_progress), len(sequences)
     finally:
         source.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -108,9 +109,16 @@ def test_an_importance_matrix_is_measured_and_used(tmp_path, capsys):
     assert cli.main(["imatrix", MODEL, str(file), "--data", str(data), "--tokens", "64", "-q"]) == 0
     found = read_imatrix(file)
     assert found.keys() == {f"layers.{i}.{n}" for i in range(6) for n in ("qkv", "o", "gate_up", "down")}
-    measured = measure(MODEL, [TEXT], tokens=64)
+    measured, passes = measure(MODEL, [TEXT], tokens=64)
+    assert passes == 1
     for name, values in measured.items():
         np.testing.assert_allclose(found[name], values, rtol=1e-6)
+    recorded = struct.pack("<ii", passes, len(data.name)) + data.name.encode()  # what the file ends with
+    assert file.read_bytes().endswith(recorded)
+    few = ["--tokens", "60", "--ctx", "16"]  # counted are the sequences that were read, not those there was room for
+    data.write_text("Once upon a time.\n\nThe end.")
+    assert cli.main(["imatrix", MODEL, str(tmp_path / "few.dat"), "--data", str(data), *few, "-q"]) == 0
+    assert (tmp_path / "few.dat").read_bytes().endswith(struct.pack("<ii", 2, len(data.name)) + data.name.encode())
     plain, weighed = (lowbit.load(MODEL, "sym_int4", quantiser=q) for q in (None, Quantiser(imatrix=file)))
     exact = lowbit.load(MODEL, "fp32")
     ids = exact.encode(TEXT)[:64]

@@ -26,7 +26,7 @@ def execute(arguments: Arguments) -> None:
     from lowbit.loading import measure
 
     options = {name: value for name, value in source_options(arguments).items() if name != "trust_remote_code"}
-    importance = measure(
+    importance, passes = measure(
         arguments.model,
         texts_of(arguments.data),
         tokens=arguments.tokens,
@@ -35,5 +35,5 @@ def execute(arguments: Arguments) -> None:
         **options,
     )
     path = Path(arguments.out)
-    write_imatrix(path, importance, -(-arguments.tokens // arguments.ctx), Path(arguments.data).name)
+    write_imatrix(path, importance, passes, Path(arguments.data).name)
     out(f"{path}: {len(importance)} layers, {path.stat().st_size} bytes\n")
