@@ -46,6 +46,14 @@ __all__ = [
     "WeightOnlyQuantConfig",
 ]
 
+if not hf.is_torch_available():  # it then holds no models, only stand-ins for them
+    import torch
+
+    raise ImportError(
+        f"transformers {hf.__version__} offers no models with torch {torch.__version__}: it needs a newer torch. "
+        'pip install -U torch, or an older transformers: with torch 2.4, pip install "transformers>=4.48,<4.52"'
+    )
+
 logger = logging.getLogger(__name__)
 
 # Arguments of the predecessors that choose between runtimes they had, and have nothing to choose here.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -206,7 +207,7 @@ def test_refusals(llama_folder, tmp_path):
         load(llama_folder, load_in_4bit=True, speculative=True)
     with pytest.raises(ValueError, match="Did you mean"):
         load(llama_folder, load_in_low_bit="sym_in4")
-    with pytest.raises(OSError, match="nothing"):
+    with pytest.raises((OSError, ValueError), match="nothing"):  # transformers' own; 4.57 takes the path for a hub id
         load(tmp_path / "nothing", load_in_4bit=True)
     with pytest.raises(OSError, match="from_pretrained"):
         AutoModel()
@@ -317,6 +318,23 @@ def test_damaged_and_foreign_folders(llama_folder, tmp_path):
         AutoModelForCausalLM.load_low_bit(folder)
     with pytest.raises(FileExistsError, match="did not write"):
         optimize_model(tiny.causal("llama")).save_low_bit(llama_folder)
+
+
+def test_a_torch_too_old_for_transformers_is_named(monkeypatch):
+    """A new transformers beside an old torch imports, but holds stand-ins for its models."""
+    from importlib import util
+
+    import torch
+    import transformers
+
+    from lowbit import low_memory_init
+
+    spec = util.find_spec("lowbit.transformers")
+    monkeypatch.setattr(transformers, "is_torch_available", lambda: False)
+    with pytest.raises(ImportError, match=rf"torch {re.escape(torch.__version__)}: it needs a newer torch"):
+        spec.loader.exec_module(util.module_from_spec(spec))
+    with low_memory_init():  # other modules need no transformers
+        assert torch.nn.Linear(4, 4).weight.is_meta
 
 
 # ---- plain transformers ---------------------------------------------------------------------------------------------

@@ -204,7 +204,7 @@ def low_memory_init() -> Iterator[None]:
 def _skeletons_from_pretrained() -> Iterator[None]:
     import sys
 
-    if "transformers" not in sys.modules:
+    if "transformers" not in sys.modules or not sys.modules["transformers"].is_torch_available():
         yield
         return
     from transformers import AutoConfig, PreTrainedModel
