@@ -4,9 +4,13 @@ VENV       ?= .venv
 VENV_TORCH ?= .venv-torch
 # One torch for the comparison tests; the package itself does not need it. Override where a CPU-only build is preferred.
 TORCH      ?= torch==2.13.0
+# The oldest that the extra `torch` allows; torch 2.4 brings its CUDA libraries along (3 GB), so this is no part of `test`.
+VENV_FLOOR ?= .venv-floor
+TORCH_FLOOR        ?= torch==2.4.1
+TRANSFORMERS_FLOOR ?= transformers==4.48.0
 PIP_FLAGS  := --disable-pip-version-check -q
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core test-torch bench notebooks lint native check model clean
+.PHONY: help demo test test-core test-torch test-floor bench notebooks lint native check model clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -50,6 +54,13 @@ $(VENV_TORCH)/.test: dist/.built
 	$(VENV_TORCH)/bin/pip install $(PIP_FLAGS) --no-deps langchain-community==0.4.2  # archived: its classes over lowbit.compat
 	@touch $@
 
+$(VENV_FLOOR)/.test: dist/.built
+	test -x $(VENV_FLOOR)/bin/python || $(PYTHON) -m venv $(VENV_FLOOR)
+	$(VENV_FLOOR)/bin/pip install $(PIP_FLAGS) '$(TORCH_FLOOR)' '$(TRANSFORMERS_FLOOR)' 'accelerate==1.2.1'  # of that time
+	$(VENV_FLOOR)/bin/pip install $(PIP_FLAGS) "$$(ls dist/lowbit-*.whl)[langchain,torch,test]" '$(TORCH_FLOOR)' '$(TRANSFORMERS_FLOOR)'
+	$(VENV_FLOOR)/bin/pip install $(PIP_FLAGS) --force-reinstall --no-deps dist/lowbit-*.whl
+	@touch $@
+
 # ---- what users run ----
 demo: $(VENV)/.demo  ## quantise the embedded model, chain it, stream, save, reload; answer from documents
 	@$(VENV)/bin/python demo/demo.py
@@ -61,6 +72,9 @@ test-core: $(VENV)/.test  ## tests that need no torch (torch is absent there)
 
 test-torch: $(VENV_TORCH)/.test  ## tests that compare with torch and transformers
 	$(VENV_TORCH)/bin/python -m pytest -q -m torch tests
+
+test-floor: $(VENV_FLOOR)/.test  ## tests of the extra `torch` with the oldest torch and transformers (3 GB)
+	$(VENV_FLOOR)/bin/python -m pytest -q -m torch tests/pytorch
 
 bench: $(VENV)/.installed  ## all benchmarks; prints machine, tier, threads, commit and JSON
 	for b in benchmarks/bench_*.py; do $(VENV)/bin/python $$b || exit 1; done
@@ -89,6 +103,6 @@ model: $(VENV_TORCH)/.test  ## train the embedded model anew (about an hour)
 	$(VENV_TORCH)/bin/python demo/train.py --out demo/model
 
 clean:  ## remove environments and build results
-	rm -rf $(VENV) $(VENV_TORCH) build dist build-dev.log
+	rm -rf $(VENV) $(VENV_TORCH) $(VENV_FLOOR) build dist build-dev.log
 
 -include native/checks.mk
