@@ -9,8 +9,10 @@ from typing import Any
 import _common as common
 
 LESS_IS_BETTER = ("load", "memory")
-TITLES = {"load": "load, s", "memory": "peak memory, MB"}
+RATES = ("prefill", "decode")  # in tokens/s, by the first word of their names
+TITLES = {"load": "load, s", "memory": "peak memory, MB", "share": "decode over reading"}
 DIGITS = {"load": 2, "memory": 0}
+ORDER = ("prefill", "decode", "share", "load", "memory")
 
 
 @dataclass
@@ -41,16 +43,30 @@ def merge(runs: list[dict[str, Any]]) -> dict[Place, dict[str, dict[str, Pair]]]
             pair = pairs.setdefault(rival, Pair(ours, (run["bits"][rival], run["bits"][ours])))
             for measure, theirs in run["samples"][rival].items():
                 beside = run["samples"][ours].get(measure, [])
-                if len(theirs) == len(beside):
-                    pair.samples.setdefault(measure, []).extend(zip(theirs, beside, strict=True))
+                if len(theirs) != len(beside):
+                    continue
+                pair.samples.setdefault(measure, []).extend(zip(theirs, beside, strict=True))
+                if measure == "decode" and run["reads"]:
+                    shares = zip(_shares(run, rival), _shares(run, ours), strict=True)
+                    pair.samples.setdefault("share", []).extend(shares)
     return places
 
 
+def _shares(run: dict[str, Any], name: str) -> list[float]:
+    """Returns the bytes of weights that steps read per second, over the rate of a plain reader in the same round."""
+    step = sum(run["bits"][name][part] * weights / 8e9 for part, weights in run["weights"].items())
+    samples = zip(run["samples"][name]["decode"], run["reads"], strict=True)
+    return [rate * step / read for rate, read in samples]
+
+
 def _measures(pairs: dict[str, Pair]) -> list[str]:
-    """Returns what was measured of any pair: rates by name first, then load and memory."""
+    """Returns what was measured of any pair, rates first."""
     found = {measure for pair in pairs.values() for measure in pair.samples}
-    order = {"prefill": 0, "decode": 1, "load": 2, "memory": 3}
-    return sorted(found, key=lambda name: (order[name.split()[0]], len(name), name))
+    return sorted(found, key=lambda name: (ORDER.index(name.split()[0]), len(name), name))
+
+
+def _rates(pairs: dict[str, Pair]) -> list[str]:
+    return [measure for measure in _measures(pairs) if measure.split()[0] in RATES]
 
 
 def _cell(pair: Pair, measure: str) -> str:
@@ -58,6 +74,8 @@ def _cell(pair: Pair, measure: str) -> str:
     if measure not in pair.samples:
         return ""
     theirs, ours, ratio = pair.medians(measure)
+    if measure == "share":
+        return f"{ours:.0%}, {theirs:.0%}"
     digits = DIGITS.get(measure, 1 if min(theirs, ours) < 100 else 0)
     mark = "*" if ratio < 1 else ""
     return f"{mark}{ratio:.2f}{mark} ({ours:.{digits}f}, {theirs:.{digits}f})"
@@ -96,7 +114,7 @@ def _context(place: Place, runs: list[dict[str, Any]]) -> str:
         f"{cpu}, tier {tier}, {threads} threads; lowbit at {', '.join(commits)}; {'; '.join(rivals)}. "
         f"{len(runs)} runs of up to {max(rounds, default=0)} rounds; other processes took {common.median(others):.0%} "
         f"of the CPU (median; at worst {max(others):.0%}). Cells: ratio (lowbit, rival), above 1 where lowbit is "
-        "ahead; prompts and steps in tokens/s."
+        "ahead, prompts and steps in tokens/s; the weights that steps of one sequence read, over plain reading."
     )
 
 
@@ -109,15 +127,15 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
         raise SystemExit("--plot needs matplotlib: pip install matplotlib") from None
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "lowbit", "font.size": 8})
     rows = [(place, shape, pairs) for place, shapes in merge(runs).items() for shape, pairs in shapes.items()]
-    rows = [(place, shape, pairs) for place, shape, pairs in rows if set(_measures(pairs)) - set(LESS_IS_BETTER)]
+    rows = [(place, shape, pairs) for place, shape, pairs in rows if _rates(pairs)]
     if not rows:
         raise SystemExit("nothing measured that could be drawn")
-    columns = max(sum(m not in LESS_IS_BETTER for m in _measures(pairs)) for _, _, pairs in rows)
+    columns = max(len(_rates(pairs)) for _, _, pairs in rows)
     most = max(len(pairs) for _, _, pairs in rows)
     figure = Figure(figsize=(2 + 2.6 * columns, (0.5 + 0.42 * most) * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes, (place, shape, pairs) in zip(grid, rows, strict=True):
-        measures = [m for m in _measures(pairs) if m not in LESS_IS_BETTER]
+        measures = _rates(pairs)
         for axis, measure in zip(axes, measures, strict=False):
             for i, pair in enumerate(pairs.values()):
                 if measure in pair.samples:

@@ -4,7 +4,8 @@ Synthetic models of real shapes (make_model.py), converted by each rival's own t
 own (rivals/speed.py), a rival's in an environment of its own; all keep their model loaded and are measured in turn
 (A, B, C, A, B, C ...) at equal threads: tokens/s of a prompt up to its first token, tokens/s of greedy steps for one
 and for several sequences at once, seconds of loading the converted model from the page cache, and peak memory of the
-process. Beside each rival stands lowbit in formats of as many bits; ratios are medians of those of single rounds.
+process. Beside each rival stands lowbit in formats of as many bits; ratios are medians of those of single rounds. Each
+round also reads memory as fast as this machine can: what a step reads over that says how near to the limit it is.
 
     python benchmarks/compare.py --llama-cpp ENV/bin/python --json FILE --table TABLE.md --plot PLOT.svg
 
@@ -26,10 +27,10 @@ from typing import Any
 
 import _common as common
 from _compare_report import plot, tables
-from make_model import SHAPES, make_model
+from make_model import SHAPES, make_model, tensor_shapes
 
 import lowbit
-from lowbit.runtime import Runtime
+from lowbit.runtime import Runtime, pool
 
 # environment's option -> module of rivals/engines/ that it runs
 ENGINES = {
@@ -40,6 +41,7 @@ ENGINES = {
     "transformers": "torch_model",
 }
 MEASURES = ("load", "prefill", "decode", "batch")
+READ_BYTES = 512 << 20  # of the bandwidth reference: far more than any cache
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,10 @@ F32_HINT = {"INFERENCE_PRECISION_HINT": "f32"}
 RIVALS = (
     System("llama.cpp Q4_0, head Q8_0", "llama_cpp", {"type": "Q4_0", "head": "Q8_0"}, _int4(32, "sym_int8")),
     System("llama.cpp Q8_0", "llama_cpp", {"type": "Q8_0", "head": None}, INT8),
-    System("OpenVINO GenAI int4", "openvino", {"group": 128, "run": {}}, _int4(128, "sym_int8")),
-    System("OpenVINO GenAI int4, f32 hint", "openvino", {"group": 128, "run": F32_HINT}, _int4(128, "sym_int8")),
+    System("OpenVINO GenAI int4", "openvino", {"group": 128, "run": {}}, _int4(64, "sym_int8")),
+    System("OpenVINO GenAI int4, f32 hint", "openvino", {"group": 128, "run": F32_HINT}, _int4(64, "sym_int8")),
     System("ONNX Runtime GenAI int4", "onnxruntime", {"block": 128}, _int4(64, "sym_int4")),
-    System("torchao int4", "torchao", {"group": 128}, _int4(128, "bf16")),
+    System("torchao int4", "torchao", {"group": 128}, _int4(64, "bf16")),
     System("transformers bf16", "transformers", {"group": None}, BF16),
 )
 
@@ -131,6 +133,7 @@ class Comparison:
         self.versions: dict[str, str] = {}
         self.samples: dict[str, dict[str, list[float]]] = {system.name: {} for system in systems}
         self.others: list[float] = []
+        self.reads: list[float] = []  # GB/s of a plain reader, one per round
         self._root, self._pythons, self._threads = root, pythons, threads
         self._workers: dict[str, Worker] = {}
         self._seed = 0
@@ -168,7 +171,9 @@ class Comparison:
                 self._rate(system, None, do, **{k: min(v, 8) if k == "steps" else v for k, v in arguments.items()})
             if parts and system in self.systems:
                 self._note(system, "memory", self._workers[system.name].ask("memory"), "peak_mb")
+        _, read = common.reader(pool(self._threads), common.buffer(READ_BYTES))
         for i in range(rounds):
+            self.reads.append(read())
             for system in list(self.systems):
                 for name, do, arguments in parts:
                     self._rate(system, name, do, **arguments)
@@ -218,6 +223,13 @@ class Comparison:
             self._workers.pop(system.name).close()
 
 
+def weights_of(shape: str) -> dict[str, int]:
+    """Returns how many weights the layers' matrices and the head have; a step reads all of them."""
+    config = SHAPES[shape]
+    layers = [s for name, s in tensor_shapes(config).items() if ".layers." in name and len(s) == 2]
+    return {"body": sum(rows * k for rows, k in layers), "head": config["vocab_size"] * config["hidden_size"]}
+
+
 def chosen(names: list[str] | None, pythons: dict[str, str]) -> list[System]:
     """Returns the rivals to run, each behind the lowbit of as many bits where that is not there yet."""
     found: dict[str, System] = {}
@@ -256,10 +268,12 @@ def run(args: argparse.Namespace, shape: str, systems: list[System], root: Path)
         "shape": shape,
         "steps": args.steps,
         "versions": comparison.versions,
+        "weights": weights_of(shape),
         "bits": comparison.bits,
         "against": against,
         "samples": comparison.samples,
         "others": comparison.others,
+        "reads": comparison.reads,
     }
 
 
@@ -291,6 +305,8 @@ def main() -> None:
                 runs.append(done)
                 if args.json:
                     args.json.write_text(json.dumps({"benchmark": "compare", "runs": runs}, indent=1) + "\n")
+    if args.prepare:
+        return
     text = tables(runs)
     if args.table:
         args.table.write_text(text)

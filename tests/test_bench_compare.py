@@ -29,6 +29,8 @@ def a_run(ours, theirs, tier="avx2", shape="llama-1b"):
         "against": {"rival": OURS},
         "samples": {"rival": theirs, OURS: ours},
         "others": [0.02],
+        "weights": {"body": 4_000_000_000, "head": 1_000_000_000},
+        "reads": [40.0, 50.0][: len(ours.get("decode", ()))],
     }
 
 
@@ -40,8 +42,11 @@ def test_runs_add_up_and_losses_stay(compare):
     (pair,) = merge([first, second])["a CPU", "avx2", 2]["llama-1b"].values()
     assert pair.medians("decode") == (10, 30, 3), "the median of 2, 3 and 8"
     text = tables([first, second])
-    assert "| llama-1b | bits | lowbit | bits | decode | load, s | peak memory, MB |" in text
+    titles = "| decode | decode over reading | load, s | peak memory, MB |"
+    assert "| llama-1b | bits | lowbit | bits " + titles in text
     assert "| rival | 4.50 / 6.56 | sym_int4 32 / sym_int8 | 4.50 / 8.50 | 3.00 (30.0, 10.0) |" in text
+    # Steps read 2.25 + 1.0625 and 2.25 + 0.82 GB, plain reading 40, 50 and 40 GB/s.
+    assert f"| {3.3125 * 30 / 50:.0%}, {3.0703 * 10 / 40:.0%} |" in text
     assert "| *0.50* (0.20, 0.10) | 2.00 (300, 600) |" in text
     assert "a CPU, tier avx2, 2 threads; lowbit at abc; rival 1.0." in text
 
@@ -76,6 +81,7 @@ def test_a_run(compare, tmp_path, capsys, monkeypatch):
     assert "one that fails: left out: ValueError" in said
     (run,) = json.loads(files["runs.json"].read_text())["runs"]
     assert run["against"] == {"a twin": OURS}
+    assert len(run["reads"]) == 2
     rates = {"load": 2, "prefill 24": 2, "decode": 2, "decode x 3": 2}
     for name in ("a twin", OURS):
         assert {measure: len(values) for measure, values in run["samples"][name].items()} == {**rates, "memory": 1}
