@@ -21,6 +21,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ ENGINES = {
     "transformers": "torch_model",
 }
 MEASURES = ("load", "prefill", "decode", "batch")
+PAUSE = 0.2  # seconds before a system's turn: threads of the one before spin for a while after its last call
 READ_BYTES = 512 << 20  # of the bandwidth reference: far more than any cache
 
 
@@ -173,8 +175,10 @@ class Comparison:
                 self._note(system, "memory", self._workers[system.name].ask("memory"), "peak_mb")
         _, read = common.reader(pool(self._threads), common.buffer(READ_BYTES))
         for i in range(rounds):
-            self.reads.append(read())
+            time.sleep(PAUSE)
+            self.reads.append(common.median([read() for _ in range(5)]))
             for system in list(self.systems):
+                time.sleep(PAUSE)
                 for name, do, arguments in parts:
                     self._rate(system, name, do, **arguments)
             print(f"{self.shape}: round {i + 1} of {rounds}", file=sys.stderr, flush=True)
