@@ -49,7 +49,10 @@ def merge(runs: list[dict[str, Any]]) -> dict[Place, dict[str, dict[str, Pair]]]
                 if measure == "decode" and run["reads"]:
                     shares = zip(_shares(run, rival), _shares(run, ours), strict=True)
                     pair.samples.setdefault("share", []).extend(shares)
-    return places
+    return {
+        place: {shape: dict(sorted(pairs.items(), key=lambda item: item[0].lower())) for shape, pairs in shapes.items()}
+        for place, shapes in places.items()
+    }
 
 
 def _shares(run: dict[str, Any], name: str) -> list[float]:
@@ -105,8 +108,7 @@ def tables(runs: list[dict[str, Any]]) -> str:
 def _context(place: Place, runs: list[dict[str, Any]]) -> str:
     """Returns machine, versions and commits in words."""
     cpu, tier, threads = place
-    versions = {f"{name} {version}": None for run in runs for name, version in run["versions"].items()}
-    rivals = [words for words in versions if any(words.startswith(rival) for run in runs for rival in run["against"])]
+    rivals = {run["versions"][rival]: None for run in runs for rival in run["against"]}
     rounds = [len(values) for run in runs for found in run["samples"].values() for values in found.values()]
     commits = dict.fromkeys(run["machine"]["commit"] for run in runs)
     others = [share for run in runs for share in run["others"]] or [0.0]
@@ -132,7 +134,7 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
         raise SystemExit("nothing measured that could be drawn")
     columns = max(len(_rates(pairs)) for _, _, pairs in rows)
     most = max(len(pairs) for _, _, pairs in rows)
-    figure = Figure(figsize=(2 + 2.6 * columns, (0.5 + 0.42 * most) * len(rows)), layout="constrained")
+    figure = Figure(figsize=(2 + 2.6 * columns, (0.7 + 0.42 * most) * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes, (place, shape, pairs) in zip(grid, rows, strict=True):
         measures = _rates(pairs)
@@ -148,7 +150,8 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
             axis.invert_yaxis()
             axis.margins(x=0.18)
             axis.spines[["top", "right"]].set_visible(False)
-            axis.set_title(f"{shape}, {place[1]}: {measure}, tokens/s")
+            axis.set_title(f"{shape}, {place[1]}: {measure}")
+            axis.set_xlabel("tokens/s")
         for axis in axes[len(measures) :]:
             axis.set_axis_off()
     handles, labels = grid[0][0].get_legend_handles_labels()

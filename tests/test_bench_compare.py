@@ -24,7 +24,7 @@ def a_run(ours, theirs, tier="avx2", shape="llama-1b"):
         "tier": tier,
         "threads": 2,
         "shape": shape,
-        "versions": {"rival": "1.0", OURS: "0.1"},
+        "versions": {"rival": "rival 1.0", OURS: "lowbit 0.1"},
         "bits": {"rival": {"body": 4.5, "head": 6.5625}, OURS: {"body": 4.5, "head": 8.5}},
         "against": {"rival": OURS},
         "samples": {"rival": theirs, OURS: ours},

@@ -24,7 +24,7 @@ def instructions() -> str:
 
 class Engine:
     def __init__(self, folder: Path, options: dict, threads: int) -> None:
-        self.version = f"{llama_cpp.__version__} of llama-cpp-python ({instructions()})"
+        self.version = f"llama-cpp-python {llama_cpp.__version__} ({instructions()})"
         self._threads = threads
         path = str(folder / "model.gguf").encode()
         self._model = llama_cpp.llama_model_load_from_file(path, llama_cpp.llama_model_default_params())

@@ -19,7 +19,7 @@ from . import bits
 
 class Engine:
     def __init__(self, folder: Path, options: dict, threads: int) -> None:
-        self.version = genai.__version__
+        self.version = f"onnxruntime-genai {genai.__version__}"
         config = genai.Config(str(folder))
         own = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
         config.overlay(json.dumps({"model": {"decoder": {"session_options": own}}}))

@@ -16,7 +16,7 @@ from . import bits, rate_beyond
 
 class Engine:
     def __init__(self, folder: Path, options: dict, threads: int) -> None:
-        self.version = genai.__version__.split("-")[0]
+        self.version = "openvino-genai " + genai.__version__.split("-")[0]
         own = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
         self._pipeline = genai.LLMPipeline(str(folder), "CPU", **own, **options["run"])
 

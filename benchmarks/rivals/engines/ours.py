@@ -15,7 +15,7 @@ GREEDY = {"temperature": 0, "ignore_eos": True, "speculate": False}
 class Engine:
     def __init__(self, folder: Path, options: dict, threads: int) -> None:
         self._model = lowbit.load(str(folder), threads=threads)
-        self.version = f"{lowbit.__version__} ({self._model.runtime.tier})"
+        self.version = f"lowbit {lowbit.__version__} ({self._model.runtime.tier})"
 
     @staticmethod
     def prepare(source: Path, folder: Path, options: dict) -> dict[str, float]:

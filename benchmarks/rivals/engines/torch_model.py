@@ -19,13 +19,13 @@ class Engine:
         torch.set_num_threads(threads)
         source = json.loads((folder / "source.json").read_text())
         self._model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).eval()
-        self.version = f"{transformers.__version__}, torch {torch.__version__.partition('+')[0]}"
+        self.version = f"transformers {transformers.__version__}, torch {torch.__version__.partition('+')[0]}"
         if options["group"] is not None:
             import torchao
             from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
 
             torchao.quantize_(self._model, PrototypeInt4WeightOnlyConfig(group_size=options["group"]), _in_layers)
-            self.version = f"{torchao.__version__.partition('+')[0]}, transformers {self.version}"
+            self.version = f"torchao {torchao.__version__.partition('+')[0]}, {self.version}"
 
     @staticmethod
     def prepare(source: Path, folder: Path, options: dict) -> dict[str, float]:
