@@ -24,7 +24,8 @@ QUERY_ROWS = 32
 class NativeEngine:
     """Computes logits with the native decoder (the protocol `generate.Engine`). Weights are shared and immutable."""
 
-    def __init__(self, loaded: Any, runtime: Any) -> None:
+    def __init__(self, loaded: Any, runtime: Any, exact: Sequence[str] | None = None) -> None:
+        """exact: matrices that compute in fp32 whatever the others do (None: those that `loaded` was measured for)."""
         spec = loaded.spec
         self.spec = spec
         self.vocab_size = spec.vocab_size
@@ -32,7 +33,7 @@ class NativeEngine:
         self._kv_dtype = runtime.kv_dtype
         self._pool = pool(runtime.threads)
         # The decoder views the arrays of `loaded`; the binding keeps them alive.
-        exact = exact_matrices(loaded.activation_errors, runtime.precision)
+        exact = exact_matrices(loaded.activation_errors, runtime.precision) if exact is None else exact
         self._decoder = ops.decoder(spec.to_dict(), loaded.tensors, runtime.compute, runtime.tier, exact)
         self._capacities = capacities_of(spec, self.context)
         self.exact_tokens = max(1, min(8, QUERY_ROWS * spec.kv_heads // spec.heads))

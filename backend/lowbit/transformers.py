@@ -97,7 +97,8 @@ class _LowBitAuto:
         device_map: Any = None,
         model_hub: str = "huggingface",
         show_progress: bool = False,
-        compute: str = "int8",
+        compute: str | None = None,
+        precision: str | None = None,
         kv_dtype: str = "fp16",
         threads: int | None = None,
         **kwargs: Any,
@@ -127,14 +128,15 @@ class _LowBitAuto:
         low_bit: Any = load_in_low_bit or ("sym_int4" if load_in_4bit else "sym_int8" if load_in_8bit else None)
         options: dict[str, Any] = {
             "modules_to_not_convert": modules_to_not_convert, "embedding_qtype": embedding_qtype,
-            "mixed_precision": mixed_precision, "group_size": group_size, "compute": compute, "kv_dtype": kv_dtype,
-            "threads": threads, "quantiser": None if imatrix is None else Quantiser(imatrix=imatrix),
+            "mixed_precision": mixed_precision, "group_size": group_size, "compute": compute,
+            "precision": precision, "kv_dtype": kv_dtype, "threads": threads,
+            "quantiser": None if imatrix is None else Quantiser(imatrix=imatrix),
         }  # fmt: skip
         asked = read_config(quantization_config)
         low_bit = low_bit or asked.pop("low_bit", None)
         optimize_model = optimize_model and asked.pop("optimize_llm", True)
         for name in options:
-            if asked.get(name) is not None and (name in ("compute", "kv_dtype") or not options[name]):
+            if asked.get(name) is not None and (name == "kv_dtype" or not options[name]):
                 options[name] = asked[name]
         generation = _take_generation(kwargs)
         hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
@@ -142,8 +144,8 @@ class _LowBitAuto:
         if checkpoint.is_low_bit(config):
             return cls.load_low_bit(
                 pretrained_model_name_or_path, optimize_model=optimize_model, trust_remote_code=trust_remote_code,
-                compute=options["compute"], kv_dtype=options["kv_dtype"], threads=options["threads"], **hub_options,
-                **generation,
+                compute=options["compute"], precision=options["precision"], kv_dtype=options["kv_dtype"],
+                threads=options["threads"], **hub_options, **generation,
             )  # fmt: skip
         dtype = dtype or torch_dtype or "auto"
         if low_bit is None and settings_of(config, Path(str(pretrained_model_name_or_path))) is not None:
@@ -171,7 +173,8 @@ class _LowBitAuto:
         optimize_model: bool = True,
         trust_remote_code: bool = False,
         verify: bool | None = None,
-        compute: str = "int8",
+        compute: str | None = None,
+        precision: str | None = None,
         kv_dtype: str = "fp16",
         threads: int | None = None,
         revision: str | None = None,
@@ -190,7 +193,7 @@ class _LowBitAuto:
         access = hub.Access(cache_dir, token, local_files_only)
         location = hub.locate(pretrained_model_name_or_path, revision, access)
         path = hub.fetch_weights(location, access).folder
-        runtime = Runtime(device="cpu", compute=compute, kv_dtype=kv_dtype, threads=threads)
+        runtime = Runtime(device="cpu", compute=compute, precision=precision, kv_dtype=kv_dtype, threads=threads)
         make = Maker(cls.hf_class, trust_remote_code)
         generation, config = _take_generation(saved), config_of(path, {})
         if archive.format_of(config, path) is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,10 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lowbit.models._spec import ModelSpec
+from lowbit.precision import exact_matrices, measure
 from lowbit.runtime import Runtime
 from lowbit.torch.cache import NativeCache, take_over
-from lowbit.torch.graph import NativeGraph, NotNative
+from lowbit.torch.graph import ERRORS, NativeGraph, NotNative, compute_exactly
 
 logger = logging.getLogger(__name__)
 
@@ -98,9 +100,18 @@ def _new_instance(base: type) -> Any:
     return kind.__new__(kind)
 
 
-def enable(model: nn.Module, runtime: Runtime) -> None:
-    """Makes a converted model run natively. Raises NotNative, with the model unchanged."""
+def enable(model: nn.Module, runtime: Runtime, errors: Mapping[str, float] | None = None) -> None:
+    """Makes a converted model run natively. Raises NotNative, with the model unchanged.
+
+    errors: of int8 activations, by matrix; None: not measured yet, which precision "auto" makes up for.
+    """
     graph = NativeGraph(model, runtime)
+    if errors is None:
+        errors = measure(graph.loaded(model), runtime.resolve()) if runtime.precision == "auto" else {}
+    setattr(model, ERRORS, dict(errors))
+    if exact := exact_matrices(errors, runtime.resolve().precision):
+        compute_exactly(model, graph.family, exact)
+        graph = NativeGraph(model, runtime)
     kind: Any = type(model)
     model.__class__ = native_class(kind)
     model._lowbit_runtime = runtime  # type: ignore[assignment]

@@ -77,6 +77,7 @@ def save_low_bit(model: nn.Module, folder: str | Path, *args: Any, tokenizer: An
         tokenizer_files={} if tokenizer is not None or origin is None else _matching(origin, hub.TOKENIZER_FILES),
         provenance={"source": str(getattr(config, "_name_or_path", "") or type(model).__name__)},
         quantization=quantization_of(conversion),
+        activation_errors=loaded.activation_errors,
         notices={} if origin is None else _matching(origin, (*hub.NOTICES, "preprocessor_config.json", "*.py")),
     )
     target = checkpoint.save(loaded, folder)
@@ -251,9 +252,9 @@ def load_low_bit(
 
     model_or_class: a float model of the same architecture (best built under `low_memory_init()`; its weights are
     replaced), or a class of transformers, which is built from the folder's config. optimize_llm: run a known language
-    model on the native decoder. verify: check every byte (None: up to a size). runtime: compute, kv_dtype, threads and
-    tier as in `lowbit.Runtime`. Raises FileNotFoundError or ValueError when the folder is missing, damaged, or of
-    another architecture.
+    model on the native decoder. verify: check every byte (None: up to a size). runtime: precision, compute, kv_dtype,
+    threads and tier as in `lowbit.Runtime`. Raises FileNotFoundError or ValueError when the folder is missing, damaged,
+    or of another architecture.
     """
     path = Path(model_path).expanduser()
     asked = Runtime(device="cpu", **runtime)
@@ -271,7 +272,7 @@ def load_low_bit(
         take_generation_config(model, path)
     conversion = conversion_of(loaded.quantization, asked)
     fill(model, loaded, conversion, path)
-    return convert_rest(model, conversion, native=optimize_llm)
+    return convert_rest(model, conversion, native=optimize_llm, errors=loaded.activation_errors)
 
 
 def _load_archive(

@@ -34,6 +34,9 @@ from lowbit.torch.modules import FLOATS, LowBitEmbedding, LowBitLinear, is_conv1
 logger = logging.getLogger(__name__)
 
 
+ERRORS = "_lowbit_activation_errors"  # attribute of a native model: what `precision.measure` returned
+
+
 class NotNative(Exception):
     """Why a model, or its present state, cannot run on the native decoder."""
 
@@ -235,7 +238,8 @@ class NativeGraph:
         assert isinstance(spec, ModelSpec)
         self.spec = spec
         self.tensors = _tensors(model, self.family)
-        self.engine = NativeEngine(self.loaded(model), runtime.resolve())
+        exact = [recipe.name.removesuffix(".weight") for recipe in matrices(self.family) if _is_exact(model, recipe)]
+        self.engine = NativeEngine(self.loaded(model), runtime.resolve(), exact)
         self._modules = [(m._modules, key, child) for m in model.modules() for key, child in m._modules.items()]
         self._values = [
             (table, key, value, _version(value))
@@ -247,7 +251,8 @@ class NativeGraph:
 
     def loaded(self, model: nn.Module) -> LoadedModel:
         """Returns the model as lowbit loads and saves it."""
-        return LoadedModel(self.spec, self.tensors, model.config.to_dict())  # type: ignore[union-attr, operator]
+        config: dict[str, Any] = model.config.to_dict()  # type: ignore[union-attr, operator, assignment]
+        return LoadedModel(self.spec, self.tensors, config, activation_errors=getattr(model, ERRORS, {}))
 
     def is_current(self) -> bool:
         """Returns whether modules and weights are still those that the engine was made of."""
@@ -266,6 +271,19 @@ class NativeGraph:
             if module is not None and (module._forward_hooks or module._forward_pre_hooks)
             for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
         )
+
+
+def _is_exact(model: nn.Module, recipe: Recipe) -> bool:
+    """Returns whether modules compute in fp32; the decoder does as they do."""
+    return any(isinstance(m, LowBitLinear) and m.compute == "fp32" for m in modules_of(model, recipe))
+
+
+def compute_exactly(model: nn.Module, family: Family, roles: Sequence[str]) -> None:
+    """Makes the modules of some matrices compute in fp32."""
+    for recipe in matrices(family):
+        if recipe.name.removesuffix(".weight") in roles:
+            for module in modules_of(model, recipe):
+                module.compute = "fp32"  # type: ignore[assignment]
 
 
 def _version(value: torch.Tensor) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -105,7 +105,8 @@ def optimize_model(
     embedding_qtype: str | None = None,
     quantiser: Quantiser | str | None = None,
     torch_dtype: Any = "auto",
-    compute: str = "int8",
+    compute: str | None = None,
+    precision: str | None = None,
     kv_dtype: str = "fp16",
     threads: int | None = None,
     tier: str | None = None,
@@ -120,8 +121,9 @@ def optimize_model(
     modules_to_not_convert: modules whose dotted name contains one of these strings stay as they are. group_size:
     weights per scale. mixed_precision: the output layer in sym_int8. embedding_qtype: a format for `nn.Embedding`
     layers, which otherwise keep their values. quantiser: how weights are rounded (`lowbit.calibration.Quantiser`: clip
-    search, double quantisation, an importance matrix). torch_dtype: cast the model first ("auto": leave it). compute,
-    threads, tier, kv_dtype: as in `lowbit.Runtime`. cpu_embedding, replace_embedding and disable_optimize_pre are
+    search, double quantisation, an importance matrix). torch_dtype: cast the model first ("auto": leave it).
+    precision, compute, threads, tier, kv_dtype: as in `lowbit.Runtime`; "auto" measures models that run on the native
+    decoder, others compute as "fast". cpu_embedding, replace_embedding and disable_optimize_pre are
     accepted as ipex-llm has them and have nothing to change on a CPU.
 
     The model is put in evaluation mode and its parameters require no gradient any more: packed weights cannot be
@@ -136,8 +138,8 @@ def optimize_model(
         raise TypeError(f"optimize_model takes a torch.nn.Module, got {type(model).__name__}")
     plan = conversion(
         low_bit, group_size=group_size, modules_to_not_convert=modules_to_not_convert, mixed_precision=mixed_precision,
-        embedding_qtype=embedding_qtype, quantiser=quantiser, compute=compute, kv_dtype=kv_dtype, threads=threads,
-        tier=tier,
+        embedding_qtype=embedding_qtype, quantiser=quantiser, compute=compute, precision=precision, kv_dtype=kv_dtype,
+        threads=threads, tier=tier,
     )  # fmt: skip
     if torch_dtype not in (None, "auto"):
         model.to(getattr(torch, torch_dtype) if isinstance(torch_dtype, str) else torch_dtype)
@@ -152,7 +154,8 @@ def conversion(
     mixed_precision: bool = False,
     embedding_qtype: str | None = None,
     quantiser: Quantiser | str | None = None,
-    compute: str = "int8",
+    compute: str | None = None,
+    precision: str | None = None,
     kv_dtype: str = "fp16",
     threads: int | None = None,
     tier: str | None = None,
@@ -170,7 +173,9 @@ def conversion(
         embedding=None if embedding_qtype is None else resolve(embedding_qtype),
         kept=tuple(modules_to_not_convert or ()),
         quantiser=Quantiser(quantiser) if isinstance(quantiser, str) else quantiser or Quantiser(),
-        runtime=Runtime(device="cpu", compute=compute, kv_dtype=kv_dtype, threads=threads, tier=tier),
+        runtime=Runtime(
+            device="cpu", compute=compute, precision=precision, kv_dtype=kv_dtype, threads=threads, tier=tier
+        ),
     )
 
 
@@ -199,15 +204,20 @@ def convert(model: Model, conversion: Conversion, *, optimize_llm: bool = True, 
     return convert_rest(model, conversion, native=native)
 
 
-def convert_rest(model: Model, conversion: Conversion, *, native: bool) -> Model:
-    """Returns a model whose layers are converted, made ready: native where that is wanted and possible, saveable."""
+def convert_rest(
+    model: Model, conversion: Conversion, *, native: bool, errors: Mapping[str, float] | None = None
+) -> Model:
+    """Returns a model whose layers are converted, made ready: native where that is wanted and possible, saveable.
+
+    errors: of int8 activations, which a low-bit folder keeps; None: this model was quantised just now.
+    """
     from lowbit.torch import folder
 
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0  # its fast path reads float weights; this is how it is left out
     if native and "transformers" in type(model).__module__:
-        _enable(model, conversion.runtime)
+        _enable(model, conversion.runtime, errors)
     folder.attach(model, conversion)
     return model
 
@@ -301,11 +311,11 @@ def _convert_embeddings(model: nn.Module, conversion: Conversion, native: bool) 
             replace_module(model, module, LowBitEmbedding.from_embedding(module, choice, group))
 
 
-def _enable(model: nn.Module, runtime: Runtime) -> None:
+def _enable(model: nn.Module, runtime: Runtime, errors: Mapping[str, float] | None) -> None:
     from lowbit.torch import causal, graph
 
     try:
-        causal.enable(model, runtime)
+        causal.enable(model, runtime, errors)
     except graph.NotNative as reason:
         logger.info("optimize_model: without the native decoder: %s", reason)
 

@@ -16,7 +16,7 @@ from lowbit.torch import optimize
 
 OPTIONS = (
     "low_bit", "group_size", "modules_to_not_convert", "mixed_precision", "embedding_qtype", "optimize_llm", "compute",
-    "kv_dtype", "threads",
+    "precision", "kv_dtype", "threads",
 )  # fmt: skip
 
 
@@ -44,7 +44,8 @@ class LowBitConfig(QuantizationConfigMixin):
         mixed_precision: bool = False,
         embedding_qtype: str | None = None,
         optimize_llm: bool = True,
-        compute: str = "int8",
+        compute: str | None = None,
+        precision: str | None = None,
         kv_dtype: str = "fp16",
         threads: int | None = None,
         **recorded: Any,
@@ -57,6 +58,7 @@ class LowBitConfig(QuantizationConfigMixin):
         self.embedding_qtype = embedding_qtype
         self.optimize_llm = optimize_llm
         self.compute = compute
+        self.precision = precision
         self.kv_dtype = kv_dtype
         self.threads = threads
         recorded.pop("quant_method", None)

@@ -39,7 +39,7 @@ def model_of(
     conversion = folder.conversion_of(loaded.quantization, runtime)
     folder.fill(model, loaded, conversion, path)
     model.config._name_or_path = str(path)
-    return convert_rest(model, conversion, native=optimize_llm)
+    return convert_rest(model, conversion, native=optimize_llm, errors=loaded.activation_errors)
 
 
 def can_stream(hf_class: Any, config: dict[str, Any], options: dict[str, Any]) -> bool:
