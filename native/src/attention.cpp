@@ -153,12 +153,16 @@ void attend(const Team& team, const AttentionContext& c) {
     float* own = scratch + block_floats(c.spec, most);
     int64_t unit = 0;  // dealt out in turn, because later tokens of a prompt see more keys
     const auto mine = [&] { return unit++ % team.size() == team.id(); };
+    const int64_t heads = c.spec.kv_heads;
     for (const Segment& segment : c.chunk.segments) {
-        for (int64_t span = 0; span < segment.spans; span++)
-            for (int64_t head = 0; head < c.spec.kv_heads; head++)
-                if (mine())
-                    accumulate(c, {segment, segment.first_row, segment.rows, head}, span * kSpan, (span + 1) * kSpan,
-                               scratch, span_of(c, segment, head, span));
+        for (int64_t i = 0; i < segment.spans * heads; i++)
+            if (mine()) {
+                const int64_t then = i + team.size();
+                const uint8_t* next =
+                    then < segment.spans * heads ? segment.cache->keys(c.layer, then % heads, then / heads * kSpan) : nullptr;
+                accumulate(c, {segment, segment.first_row, segment.rows, i % heads, next}, i / heads * kSpan,
+                           (i / heads + 1) * kSpan, scratch, span_of(c, segment, i % heads, i / heads));
+            }
         if (segment.spans) continue;
         for (int64_t at = 0; at < segment.rows; at += tokens)
             for (int64_t head = 0; head < c.spec.kv_heads; head++)

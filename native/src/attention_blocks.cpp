@@ -160,7 +160,7 @@ void accumulate_codes(const Walk& walk, const KvCache& cache, float* scratch, co
         const float *key_scales = cache.key_scales(keys), *value_scales = cache.value_scales(values);
         const void *key_codes = keys, *value_codes = values;
         KvType type = cache.shape().type;
-        Prefetch ahead = walk.ahead(cache, block, (rows + kCodeRows - 1) / kCodeRows * 3);
+        const uint8_t* next = block + kKvBlock <= walk.last ? cache.keys(c.layer, walk.b.head, block + kKvBlock) : walk.b.next;
         if (type == KvType::int8 && rows >= kWidenFrom) {
             k.widen(reinterpret_cast<const int8_t*>(keys), key_rows * kKvBlock, s.keys);
             k.widen(reinterpret_cast<const int8_t*>(values), width * kKvBlock, s.values);
@@ -171,16 +171,14 @@ void accumulate_codes(const Walk& walk, const KvCache& cache, float* scratch, co
         for (int64_t r = 0; r < rows; r += kCodeRows) {
             const int64_t n = std::min(kCodeRows, rows - r);
             KeyRange ranges[kCodeRows];
-            ahead.next();
-            k.scores(s.q + r * key_rows, s.q_scales + r, n, key_codes, type, key_scales, count, key_rows, s.scores);
+            k.scores(s.q + r * key_rows, s.q_scales + r, n, key_codes, type, key_scales, count, key_rows, s.scores, next);
             for (int64_t i = 0; i < n; i++) {
                 ranges[i] = walk.range(r + i, block, count);
                 walk.bias(r + i, block, ranges[i], s.scores + i * kKvBlock);
             }
-            ahead.next();
             k.softmax(s.scores, n, ranges, value_scales, x.rows + r, s.weights);
-            ahead.next();
-            k.values(s.weights, n, value_codes, type, count, width, x.rows + r, x.out + r * width);
+            k.values(s.weights, n, value_codes, type, count, width, x.rows + r, x.out + r * width, next ? next + (values - keys) : next);
+            next = nullptr;
         }
     }
 }

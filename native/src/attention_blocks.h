@@ -20,6 +20,7 @@ struct Softmax {
 struct Block {
     const Segment& segment;
     int64_t first_row, tokens, head;
+    const uint8_t* next = nullptr;  // the block of keys that this thread attends to afterwards
 
     int64_t position() const { return segment.first_position + first_row - segment.first_row; }
 };

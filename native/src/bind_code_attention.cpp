@@ -36,7 +36,7 @@ void scores(int tier, const Array<const int16_t>& q, const Array<const float>& q
     expect(dim > 0 && dim % 2 == 0 && rows > 0 && count > 0 && count <= kKvBlock && size(scales) == kKvBlock, "code_scores: bad sizes");
     expect(size(q) == rows * dim && size(out) == rows * kKvBlock, "code_scores: sizes differ");
     kernels(tier).scores(q.data(), q_scales.data(), rows, keys.data(), type_of(keys, kKvBlock * dim), scales.data(), count, dim,
-                         out.data());
+                         out.data(), keys.data());
 }
 
 // Ranges and state row by row: from, to; largest, sum, shrink, factor.
@@ -57,7 +57,7 @@ void values(int tier, const Array<const int16_t>& weights, const Array<const uin
     expect(rows > 0 && size(weights) == rows * kKvBlock && size(state) == 4 * rows && size(out) == rows * dim,
            "code_values: sizes differ");
     kernels(tier).values(weights.data(), rows, values.data(), type_of(values, kKvBlock * dim), count, dim,
-                         reinterpret_cast<const RowSoftmax*>(state.data()), out.data());
+                         reinterpret_cast<const RowSoftmax*>(state.data()), out.data(), values.data());
 }
 
 }  // namespace

@@ -25,7 +25,9 @@ struct RowSoftmax {
     float factor;   // ... before this times the sum of the block's codes is added
 };
 
-// Of `rows` queries over one block of kKvBlock positions, of which `count` count. A null entry in no tier.
+// Of `rows` queries over one block of kKvBlock positions, of which `count` count. No entry is null in any tier. While they compute,
+// scores and values fetch the block that comes next, evenly: a burst of lines would wait for those that a core can have under way,
+// and no hardware prefetcher looks there. `next` is where its keys (values) stand, null to fetch nothing.
 struct CodeAttentionKernels {
     // codes[i] = round_half_even(x[i] / scale), i < n; returns the scale, the least that keeps codes to +-most and their norm to
     // kCodeNorm. All codes are 0, and so is the scale, where no element is a normal number; NaN where one is not finite.
@@ -34,7 +36,7 @@ struct CodeAttentionKernels {
     // scores[r][t] = dot(q[r], key t) * scales[t] * q_scales[r], t < count; q [rows][dim], keys [dim/2][kKvBlock][2], scores
     // [rows][kKvBlock], where columns from count on are scratch. dim is even.
     void (*scores)(const int16_t* q, const float* q_scales, int64_t rows, const void* keys, KvType type, const float* scales,
-                   int64_t count, int64_t dim, float* scores);
+                   int64_t count, int64_t dim, float* scores, const uint8_t* next);
     // Goes on with the softmaxes of rows. With p = e^(score - largest so far) over the range of a row:
     // factor = sum of p * scales[t] / kWeightSum, weights[r][t] = round_half_even(p * scales[t] / factor), and 0 outside the range;
     // factor and all weights are 0 where that sum is below 1e-30. An empty range leaves largest and sum, with shrink 1, factor 0.
@@ -44,7 +46,7 @@ struct CodeAttentionKernels {
     // out[r][d] = out[r][d] * shrink + factor * (sum over t < count of weights[r][t] * value t [d]); values [kKvBlock/2][dim][2],
     // out [rows][dim]. dim is a multiple of 16; where count is odd, the weight behind is 0.
     void (*values)(const int16_t* weights, int64_t rows, const void* values, KvType type, int64_t count, int64_t dim,
-                   const RowSoftmax* state, float* out);
+                   const RowSoftmax* state, float* out, const uint8_t* next);
 };
 
 // Those of a tier, which must be available, or of the tier below that has some.

@@ -35,7 +35,7 @@ void widen(const int8_t* codes, int64_t n, int16_t* wide) {
 }
 
 void scores(const int16_t* q, const float* q_scales, int64_t rows, const void* keys, KvType type, const float* scales,
-            int64_t count, int64_t dim, float* scores) {
+            int64_t count, int64_t dim, float* scores, const uint8_t*) {
     for (int64_t r = 0; r < rows; r++)
         for (int64_t t = 0; t < count; t++) {
             int32_t sum = 0;
@@ -71,7 +71,7 @@ void softmax(const float* scores, int64_t rows, const KeyRange* ranges, const fl
 }
 
 void values(const int16_t* weights, int64_t rows, const void* values, KvType type, int64_t count, int64_t dim,
-            const RowSoftmax* state, float* out) {
+            const RowSoftmax* state, float* out, const uint8_t*) {
     for (int64_t r = 0; r < rows; r++)
         for (int64_t d = 0; d < dim; d++) {
             int32_t sum = 0;

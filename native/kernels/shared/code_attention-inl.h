@@ -62,11 +62,28 @@ void widen(const int8_t* codes, int64_t n, int16_t* wide) {
 
 // ---- products -------------------------------------------------------------------------------------------------------
 
+// Lines of the cache to fetch with each line of pairs.
+struct Fetch {
+    const uint8_t* at;
+    int lines;
+
+    // The share of row group `group` of `groups`, where all fetch `count` pieces of `bytes`.
+    Fetch(const uint8_t* next, int64_t count, int64_t bytes, int64_t groups, int64_t group) {
+        const int64_t each = (bytes / groups + 63) / 64;
+        at = next + group * count * each * 64;
+        lines = next && group * each * 64 < bytes ? static_cast<int>(each) : 0;
+    }
+    ALWAYS_INLINE void step() {
+        NO_UNROLL for (int i = 0; i < lines; i++, at += 64) asm volatile("prefetcht0 %0" : : "m"(*at));
+    }
+};
+
 // sums[r][v] += the pairs factors[r * stride], factors[r * stride + 2], ... times vector v of each line of pairs.
 template <KvType type, int R, int N>
 ALWAYS_INLINE void pair_products(const int16_t* factors, int64_t stride, const void* lines, int64_t line_pairs, int64_t count,
-                                 int64_t column, Pairs (&sums)[R][N]) {
+                                 int64_t column, Fetch fetch, Pairs (&sums)[R][N]) {
     for (int64_t i = 0; i < count; i++) {
+        fetch.step();
         Pairs line[N];
         UNROLL for (int v = 0; v < N; v++) {
             line[v] = load_pairs<type>(lines, i * line_pairs + column + v * kLanes);
@@ -81,12 +98,13 @@ ALWAYS_INLINE void pair_products(const int16_t* factors, int64_t stride, const v
 
 template <KvType type, int R>
 void code_scores_of_rows(const int16_t* q, const float* q_scales, const void* keys, const float* scales, int64_t count, int64_t dim,
-                         float* scores) {
+                         float* scores, Fetch fetch) {
     for (int64_t t = 0; t < count; t += kKeyVectors * kLanes) {
         Pairs sums[R][kKeyVectors];
         UNROLL for (int r = 0; r < R; r++)
             UNROLL for (int v = 0; v < kKeyVectors; v++) sums[r][v] = zero_pairs();
-        pair_products<type>(q, dim, keys, kKvBlock, dim / 2, t, sums);
+        pair_products<type>(q, dim, keys, kKvBlock, dim / 2, t, fetch, sums);
+        fetch.lines = 0;
         UNROLL for (int v = 0; v < kKeyVectors; v++) {
             const Floats scale = load(scales + t + v * kLanes);
             UNROLL for (int r = 0; r < R; r++)
@@ -97,11 +115,11 @@ void code_scores_of_rows(const int16_t* q, const float* q_scales, const void* ke
 
 template <KvType type, int R, int N>
 ALWAYS_INLINE void code_values_of_columns(const int16_t* weights, const void* values, int64_t count, int64_t dim, int64_t d,
-                                          const RowSoftmax* state, float* out) {
+                                          const RowSoftmax* state, float* out, Fetch fetch) {
     Pairs sums[R][N];
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int v = 0; v < N; v++) sums[r][v] = zero_pairs();
-    pair_products<type>(weights, kKvBlock, values, dim, (count + 1) / 2, d, sums);
+    pair_products<type>(weights, kKvBlock, values, dim, (count + 1) / 2, d, fetch, sums);
     UNROLL for (int r = 0; r < R; r++) {
         const Floats shrink = broadcast(state[r].shrink), factor = broadcast(state[r].factor);
         UNROLL for (int v = 0; v < N; v++) {
@@ -112,36 +130,40 @@ ALWAYS_INLINE void code_values_of_columns(const int16_t* weights, const void* va
 }
 
 template <KvType type, int R>
-void code_values_of_rows(const int16_t* weights, const void* values, int64_t count, int64_t dim, const RowSoftmax* state, float* out) {
+void code_values_of_rows(const int16_t* weights, const void* values, int64_t count, int64_t dim, const RowSoftmax* state, float* out,
+                         Fetch fetch) {
     int64_t d = 0;
-    for (; d + kKeyVectors * kLanes <= dim; d += kKeyVectors * kLanes)
-        code_values_of_columns<type, R, kKeyVectors>(weights, values, count, dim, d, state, out);
-    for (; d + 2 * kLanes <= dim; d += 2 * kLanes) code_values_of_columns<type, R, 2>(weights, values, count, dim, d, state, out);
-    for (; d < dim; d += kLanes) code_values_of_columns<type, R, 1>(weights, values, count, dim, d, state, out);
+    for (; d + kKeyVectors * kLanes <= dim; d += kKeyVectors * kLanes, fetch.lines = 0)
+        code_values_of_columns<type, R, kKeyVectors>(weights, values, count, dim, d, state, out, fetch);
+    for (; d + 2 * kLanes <= dim; d += 2 * kLanes, fetch.lines = 0)
+        code_values_of_columns<type, R, 2>(weights, values, count, dim, d, state, out, fetch);
+    for (; d < dim; d += kLanes, fetch.lines = 0) code_values_of_columns<type, R, 1>(weights, values, count, dim, d, state, out, fetch);
 }
 
 #define FOR_ROWS(kernel, type) {kernel<type, 1>, kernel<type, 2>, kernel<type, 3>, kernel<type, 4>}
 #define FOR_TYPES(kernel) {FOR_ROWS(kernel, KvType::int8), FOR_ROWS(kernel, KvType::int16)}
-using CodeScores = void (*)(const int16_t*, const float*, const void*, const float*, int64_t, int64_t, float*);
-using CodeValues = void (*)(const int16_t*, const void*, int64_t, int64_t, const RowSoftmax*, float*);
+using CodeScores = void (*)(const int16_t*, const float*, const void*, const float*, int64_t, int64_t, float*, Fetch);
+using CodeValues = void (*)(const int16_t*, const void*, int64_t, int64_t, const RowSoftmax*, float*, Fetch);
 constexpr CodeScores kCodeScores[2][kCodeRows] = FOR_TYPES(code_scores_of_rows);
 constexpr CodeValues kCodeValues[2][kCodeRows] = FOR_TYPES(code_values_of_rows);
 #undef FOR_TYPES
 #undef FOR_ROWS
 
 void scores(const int16_t* q, const float* q_scales, int64_t rows, const void* keys, KvType type, const float* scales, int64_t count,
-            int64_t dim, float* scores) {
+            int64_t dim, float* scores, const uint8_t* next) {
     for (int64_t r = 0; r < rows; r += kCodeRows) {
         const int64_t left = rows - r < kCodeRows ? rows - r : kCodeRows;
-        kCodeScores[type == KvType::int16][left - 1](q + r * dim, q_scales + r, keys, scales, count, dim, scores + r * kKvBlock);
+        const Fetch fetch(next, dim / 2, 2 * kKvBlock * kv_type_size(type), (rows + kCodeRows - 1) / kCodeRows, r / kCodeRows);
+        kCodeScores[type == KvType::int16][left - 1](q + r * dim, q_scales + r, keys, scales, count, dim, scores + r * kKvBlock, fetch);
     }
 }
 
 void values(const int16_t* weights, int64_t rows, const void* values, KvType type, int64_t count, int64_t dim,
-            const RowSoftmax* state, float* out) {
+            const RowSoftmax* state, float* out, const uint8_t* next) {
     for (int64_t r = 0; r < rows; r += kCodeRows) {
         const int64_t left = rows - r < kCodeRows ? rows - r : kCodeRows;
-        kCodeValues[type == KvType::int16][left - 1](weights + r * kKvBlock, values, count, dim, state + r, out + r * dim);
+        const Fetch fetch(next, kKvBlock / 2, 2 * dim * kv_type_size(type), (rows + kCodeRows - 1) / kCodeRows, r / kCodeRows);
+        kCodeValues[type == KvType::int16][left - 1](weights + r * kKvBlock, values, count, dim, state + r, out + r * dim, fetch);
     }
 }
 
