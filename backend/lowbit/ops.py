@@ -260,9 +260,9 @@ def _weights(tensors: dict[str, Any]) -> tuple[dict[str, tuple[Any, ...]], dict[
     return packed, vectors
 
 
-def kv_cache(layers: int, kv_heads: int, head_dim: int, capacity: int, dtype: str = "fp16") -> Any:
-    """Returns an empty session for `capacity` positions, dtype "fp16", "bf16", "fp32", or "int16" or "int8" (with
-    a scale for each key and value of a head).
+def kv_cache(layers: int, kv_heads: int, head_dim: int, capacity: int, dtype: str = "int16") -> Any:
+    """Returns an empty session for `capacity` positions, dtype "int16" or "int8" (with a scale
+    for each key and value of a head), "fp16", "bf16" or "fp32".
 
     It takes memory as it grows. It has length, capacity, bytes_per_position; truncate(length), which keeps the first
     positions and frees the memory behind them; and fork(length), which returns a session that begins with them and

@@ -93,7 +93,7 @@ class Runtime:
     threads: int | None = None
     tier: str | None = None
     compute: str | None = None
-    kv_dtype: str = "fp16"
+    kv_dtype: str = "int16"
     context: int | None = None
     precision: str | None = None
 

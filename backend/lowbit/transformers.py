@@ -99,7 +99,7 @@ class _LowBitAuto:
         show_progress: bool = False,
         compute: str | None = None,
         precision: str | None = None,
-        kv_dtype: str = "fp16",
+        kv_dtype: str = "int16",
         threads: int | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -175,7 +175,7 @@ class _LowBitAuto:
         verify: bool | None = None,
         compute: str | None = None,
         precision: str | None = None,
-        kv_dtype: str = "fp16",
+        kv_dtype: str = "int16",
         threads: int | None = None,
         revision: str | None = None,
         cache_dir: Any = None,

@@ -101,7 +101,7 @@ void bind_decoder(nb::module_& m) {
                 new (self) KvCache({layers, kv_heads, head_dim, capacity,
                                     static_cast<KvType>(index_of(kKvTypeNames, dtype, "KV cache dtype"))});
             },
-            nb::arg("layers"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("capacity"), nb::arg("dtype") = "fp16")
+            nb::arg("layers"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("capacity"), nb::arg("dtype") = "int16")
         .def_prop_ro("length", &KvCache::length)
         .def_prop_ro("capacity", [](const KvCache& c) { return c.shape().capacity; })
         .def_prop_ro("bytes_per_position", &KvCache::bytes_per_position)
