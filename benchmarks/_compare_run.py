@@ -27,6 +27,7 @@ ENGINES = {
     "transformers": "torch_model",
 }
 PAUSE = 0.2  # seconds before a system's turn: threads of the one before spin for a while after its last call
+WARM_UP = {"tokens": 512, "steps": 8}  # at most so much of each measure, and then the peak of memory is read
 READ_BYTES = 512 << 20  # of the bandwidth reference: far more than any cache
 
 
@@ -136,7 +137,7 @@ class Comparison:
         parts += [(f"decode x {batch}", "decode", {"batch": batch, "steps": steps})] * ("batch" in measures)
         for system in list(self.systems):
             for _, do, arguments in parts:
-                self._rate(system, None, do, **{k: min(v, 8) if k == "steps" else v for k, v in arguments.items()})
+                self._rate(system, None, do, **{name: min(v, WARM_UP.get(name, v)) for name, v in arguments.items()})
             if parts and system in self.systems:
                 self._note(system, "memory", self._workers[system.name].ask("memory"), "peak_mb")
         _, read = common.reader(pool(self._threads), common.buffer(READ_BYTES))
