@@ -4,6 +4,8 @@ import time
 from pathlib import Path
 
 import lowbit
+import lowbit.loading
+import lowbit.text
 from lowbit.packed import PackedTensor
 from lowbit.requests import Request
 
