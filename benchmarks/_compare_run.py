@@ -48,8 +48,7 @@ class System:
     def folder(self) -> str:
         """The converted model's folder below the shape's; systems that differ in settings of a run alone share it."""
         convert = {key: value for key, value in self.options.items() if key != "run"}
-        words = "-".join(str(value) for value in convert.values() if value is not None)
-        return f"{self.engine}-{words}"
+        return "-".join([self.engine, *(str(value) for value in convert.values() if value is not None)])
 
 
 def ours(options: dict[str, Any]) -> System:
