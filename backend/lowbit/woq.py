@@ -81,8 +81,8 @@ class WeightOnlyQuantConfig:
         renamed = {_OTHER_NAMES[name]: options.pop(name) for name in list(options) if name in _OTHER_NAMES}
         for name in [name for name in options if name in _IGNORED]:
             options.pop(name)
-        if "double_quant_dtype" in options:  # ITREX 1.2
-            double_quant_scale_dtype = double_quant_scale_dtype or options.pop("double_quant_dtype")
+        double_quant_dtype = options.pop("double_quant_dtype", None)  # ITREX 1.2
+        double_quant_scale_dtype = double_quant_scale_dtype or double_quant_dtype
         if options:
             raise TypeError(
                 f"WeightOnlyQuantConfig got unknown arguments {', '.join(sorted(options))}; it has "

@@ -36,6 +36,17 @@ def test_weight_types(settings, format, full_range):
     assert options["compute"] == "fp32"
 
 
+def test_both_names_of_the_type_of_double_quantised_scales():
+    """ITREX 1.2 said double_quant_dtype; a script may pass both."""
+    for names in (
+        ("double_quant_dtype",),
+        ("double_quant_scale_dtype",),
+        ("double_quant_dtype", "double_quant_scale_dtype"),
+    ):
+        config = WeightOnlyQuantConfig(use_double_quant=True, **dict.fromkeys(names, "fp8_e4m3"))
+        assert config.quantiser().double_quant == "fp8_e4m3"
+
+
 def test_the_documents_settings_load_a_model():
     config = WeightOnlyQuantConfig(
         compute_dtype="int8", weight_dtype="int4", group_size=128, mse_range=True, use_double_quant=True,
