@@ -239,6 +239,22 @@ def test_whisper_hears_a_tone():
     assert torch.equal(ours, theirs)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_t5_compiles_into_one_graph(monkeypatch):
+    """It reads the dtype of a layer's weight, which neither breaks the graph nor dequantises when it runs."""
+    import torch
+
+    from lowbit import ops, optimize_model
+
+    model, inputs = t5()
+    converted = optimize_model(model, "sym_int4", **EXACT)
+    calls, original = [], ops.dequantize
+    monkeypatch.setattr(ops, "dequantize", lambda *arguments: calls.append(1) or original(*arguments))
+    compiled = torch.compile(converted, fullgraph=True, backend="aot_eager")
+    assert close(answer(compiled, {**inputs, "use_cache": False}), answer(converted, inputs)) < 1e-5
+    assert not calls
+
+
 def test_experts_that_stay_float_are_told_of(caplog):
     from lowbit import optimize_model
 

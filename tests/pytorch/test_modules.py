@@ -122,6 +122,10 @@ def test_compiles_without_a_break():
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert close(compiled(x), model(x)) < 1e-6
     assert torch.export.export(model, (x,)).module()(x).shape == (3, 20)
+    product = torch.compile(
+        lambda x: x @ ours.weight.t(), fullgraph=True, backend="aot_eager"
+    )  # its values, in a graph
+    assert close(product(x), x @ ours.dequantize().t()) < 1e-6
 
 
 def test_operators_pass_torch_own_checks():
@@ -132,6 +136,7 @@ def test_operators_pass_torch_own_checks():
     ours, _ = layer()
     arguments = (ours.format_id, ours.rows, ours.k, ours.group_size, ours.part, "fp32", "", 1)
     torch.library.opcheck(kernels.linear, (torch.randn(2, 100), ours.packed, ours.exponent, ours.bias, *arguments))
+    torch.library.opcheck(kernels.dequantize, (ours.packed, ours.exponent, *arguments[:4], torch.bfloat16))
 
 
 def test_training_and_gradients_are_refused():

@@ -1,4 +1,4 @@
-"""The native kernels as PyTorch operators, `lowbit::linear` and `lowbit::embedding`, with fake kernels to compile them.
+"""The native kernels as PyTorch operators of the namespace `lowbit`, with fake kernels to compile them.
 
 Owns the crossing between tensors and numpy arrays (views, no copies, for what lies in CPU memory) and the choice of
 threads, tier and compute type for a call. Knows no module and no model.
@@ -121,15 +121,36 @@ def run_embedding(
     return values.reshape(*ids.shape, k).to(dtype)
 
 
+def run_dequantize(
+    packed: torch.Tensor,
+    exponent: torch.Tensor,
+    format_id: int,
+    rows: int,
+    k: int,
+    group_size: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Returns the exact values of a packed weight, [rows, k], rounded to `dtype`."""
+    out = np.empty((rows, k), np.float32)
+    data = host_bytes(packed.detach().contiguous())
+    settings = resolved("int8", "", 0)
+    ops.dequantize((format_id, rows, k, group_size, 2.0 ** int(exponent), data), 0, out, pool(settings.threads))
+    return torch.from_numpy(out).to(dtype)
+
+
 # The schemas are written out: torch 2.4 cannot read them from annotations that are strings.
 _WEIGHT = "Tensor packed, Tensor exponent"
 _SHAPE = "int format_id, int rows, int k, int group_size"
 _LINEAR = f"(Tensor x, {_WEIGHT}, Tensor? bias, {_SHAPE}, int part, str compute, str tier, int threads) -> Tensor"
 _EMBEDDING = f"(Tensor ids, {_WEIGHT}, {_SHAPE}, ScalarType dtype) -> Tensor"
+_DEQUANTIZE = f"({_WEIGHT}, {_SHAPE}, ScalarType dtype) -> Tensor"
 
 linear = torch.library.custom_op("lowbit::linear", run_linear, mutates_args=(), device_types="cpu", schema=_LINEAR)
 embedding = torch.library.custom_op(
     "lowbit::embedding", run_embedding, mutates_args=(), device_types="cpu", schema=_EMBEDDING
+)
+dequantize = torch.library.custom_op(
+    "lowbit::dequantize", run_dequantize, mutates_args=(), device_types="cpu", schema=_DEQUANTIZE
 )
 
 
@@ -143,15 +164,9 @@ def _(ids, packed, exponent, format_id, rows, k, group_size, dtype):
     return torch.empty((*ids.shape, k), dtype=dtype, device=ids.device)
 
 
-def dequantized(
-    packed: torch.Tensor, exponent: torch.Tensor, format_id: int, rows: int, k: int, group_size: int
-) -> torch.Tensor:
-    """Returns the exact values of a packed weight, float32 [rows, k]."""
-    out = np.empty((rows, k), np.float32)
-    data = host_bytes(packed.detach().contiguous())
-    settings = resolved("int8", "", 0)
-    ops.dequantize((format_id, rows, k, group_size, 2.0 ** int(exponent), data), 0, out, pool(settings.threads))
-    return torch.from_numpy(out)
+@dequantize.register_fake
+def _(packed, exponent, format_id, rows, k, group_size, dtype):
+    return torch.empty((rows, k), dtype=dtype, device=packed.device)
 
 
 def panel_shape(format_id: int, rows: int, k: int, group_size: int) -> tuple[int, int]:

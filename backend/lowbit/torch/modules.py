@@ -80,15 +80,18 @@ class _Packed(nn.Module):
         return BY_ID[self.format_id]
 
     @property
-    def weight(self) -> PackedWeight:
+    def weight(self) -> torch.Tensor:
         """The weight as a read-only tensor [rows, k] that is dequantised when its values are used."""
+        if torch.compiler.is_compiling():  # no wrapper in a graph, which drops what it does not use
+            return kernels.dequantize(*self._packed_arguments())
         return PackedWeight(self)
 
     def dequantize(self) -> torch.Tensor:
         """Returns the exact values of the weight, [rows, k] in the dtype of the weight it stands for."""
-        return kernels.dequantized(
-            self.packed, self.exponent, self.format_id, self.rows, self.k, self.group_size
-        ).to(self.dtype)  # fmt: skip
+        return kernels.run_dequantize(*self._packed_arguments())
+
+    def _packed_arguments(self) -> tuple[Any, ...]:
+        return self.packed, self.exponent, self.format_id, self.rows, self.k, self.group_size, self.dtype
 
     def packed_tensor(self) -> PackedTensor:
         """Returns the weight as a `PackedTensor` over the same memory where it lies in one piece, else over a copy."""
