@@ -69,7 +69,7 @@ def measure(model: Any, context: int, kinds: list[str], chunk: int, rounds: int,
 def main() -> None:
     parser = common.model_parser(__doc__, rounds=24)
     parser.add_argument("--contexts", type=int, nargs="+", default=[2048, 8192])
-    parser.add_argument("--kv", nargs="+", default=["fp16", "int8"])
+    parser.add_argument("--kv", nargs="+", default=["int16", "fp16", "int8"])
     parser.add_argument("--chunk", type=int, default=128)
     args = parser.parse_args()
     rows = []

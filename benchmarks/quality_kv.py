@@ -18,7 +18,7 @@ from lowbit.perplexity import perplexity
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--kv", nargs="+", default=["fp16", "bf16", "int8"])
+    parser.add_argument("--kv", nargs="+", default=["int16", "fp16", "bf16", "int8"])
     parser.add_argument("--tokens", type=int, default=40_000)
     parser.add_argument("--json", help="file for the figures, - for standard output")
     args = parser.parse_args()
