@@ -127,7 +127,8 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise SystemExit("--plot needs matplotlib: pip install matplotlib") from None
-    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "lowbit", "font.size": 8})
+    fonts = {"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans", "sans-serif"], "font.size": 8}
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "lowbit", **fonts})
     rows = [(place, shape, pairs) for place, shapes in merge(runs).items() for shape, pairs in shapes.items()]
     rows = [(place, shape, pairs) for place, shape, pairs in rows if _rates(pairs)]
     if not rows:
