@@ -1,47 +1,40 @@
 """What does precision cost in time? A prompt and a step by how many matrices compute in fp32, and the measure itself.
 
-Weights are packed tensors filled with one byte, so any shape starts in a second. Reports times over those of "fast"
-(what "auto" is for a model without outliers), variants taken in turn: one matrix of every layer in fp32 (the one that
-reads the MLP's inner layer), half of the layers, and all ("high").
+Synthetic models of real shapes (make_model.py), whose activations have no outliers. Reports times over those of
+"fast", variants taken in turn: "auto", one matrix of every layer in fp32 (the one that reads the inner layer of the
+MLP), half of the layers, and all ("high").
 
-    python benchmarks/bench_precision.py --shapes qwen2-0.5b --rounds 5
+    python benchmarks/bench_precision.py --shapes qwen2-0.5b llama-1b --rounds 7
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from typing import Any
 
 import _common as common
 import numpy as np
-from bench_phases import synthetic
-from make_model import COMMON, SHAPES
 
-from lowbit import models, ops, precision
-from lowbit.checkpoint import LoadedModel
-from lowbit.runtime import Runtime
+from lowbit import ops, precision
 
 
-def measure(shape: str, low_bit: str, prompt: int, rounds: int, runtime: Any) -> list[dict[str, Any]]:
-    """Returns one row per variant of a shape."""
-    family = models.family({**COMMON, **SHAPES[shape]})
-    spec, tensors = family.spec, synthetic(family, low_bit, "sym_int8")
-    loaded = LoadedModel(spec, tensors, {})
+def measure(shape: str, model: Any, prompt: int, rounds: int) -> list[dict[str, Any]]:
+    """Returns one row per variant of a model."""
+    spec, tensors, runtime = model.spec, model.loaded.tensors, model.runtime
     start = time.perf_counter()
-    roles = list(precision.measure(loaded, runtime))
+    errors = precision.measure(model.loaded, runtime)
     probe = time.perf_counter() - start
+    roles = list(errors)
     chosen = {
         "fast": [],
+        "auto": precision.exact_matrices(errors, "auto"),
         "down in fp32": [role for role in roles if role.endswith(".down")],
         "half of the layers": [role for role in roles if role != "head" and int(role.split(".")[1]) % 2],
         "high": roles,
     }
-    decoders = {
-        name: ops.decoder(spec.to_dict(), tensors, "int8", runtime.tier, exact) for name, exact in chosen.items()
-    }
 
-    def taken(decoder: Any, tokens: int, steps: int) -> Callable[[], float]:
+    def taken(exact: list[str], tokens: int, steps: int) -> Callable[[], float]:
         """Seconds of one pass of `tokens`, the mean of `steps`."""
+        decoder = ops.decoder(spec.to_dict(), tensors, "int8", runtime.tier, exact)
 
         def sample() -> float:
             cache = ops.kv_cache(spec.layers, spec.kv_heads, spec.head_dim, tokens * steps)
@@ -53,31 +46,28 @@ def measure(shape: str, low_bit: str, prompt: int, rounds: int, runtime: Any) ->
 
         return sample
 
-    prefills = common.interleave({name: taken(d, prompt, 1) for name, d in decoders.items()}, rounds)
-    steps = common.interleave({name: taken(d, 1, 8) for name, d in decoders.items()}, rounds)
+    prefills, steps = (
+        common.interleave({name: taken(exact, tokens, count) for name, exact in chosen.items()}, rounds)
+        for tokens, count in ((prompt, 1), (1, 16))
+    )
     return [
         {
-            "shape": shape, "format": low_bit, "precision": name, "prompt ms": 1000 * common.median(prefills[name]),
-            "prompt over fast": round(common.ratio(prefills[name], prefills["fast"]), 2),
+            "shape": shape, "precision": name, "fp32": f"{len(exact)} of {len(roles)}",
+            "prompt ms": 1000 * common.median(prefills[name]),
+            "prompt over fast": f"{common.ratio(prefills[name], prefills['fast']):.2f}",
             "step ms": 1000 * common.median(steps[name]),
-            "step over fast": round(common.ratio(steps[name], steps["fast"]), 2), "measure s": round(probe, 2),
+            "step over fast": f"{common.ratio(steps[name], steps['fast']):.2f}", "measure s": f"{probe:.2f}",
         }
-        for name in chosen
+        for name, exact in chosen.items()
     ]  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", default=["qwen2-0.5b", "llama-1b"], choices=SHAPES)
-    parser.add_argument("--formats", nargs="+", default=["sym_int4"])
+    parser = common.model_parser(__doc__, 7)
     parser.add_argument("--prompt", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--json", help="file for the figures, - for standard output")
     args = parser.parse_args()
-    runtime = Runtime(threads=args.threads).resolve()
-    rows = [r for s in args.shapes for f in args.formats for r in measure(s, f, args.prompt, args.rounds, runtime)]
-    common.report("precision", rows, args.json, threads=runtime.threads, tier=runtime.tier, prompt=args.prompt)
+    rows = [r for shape, model in common.models_of(args) for r in measure(shape, model, args.prompt, args.rounds)]
+    common.report("precision", rows, args.json, format=args.format, threads=args.threads, prompt=args.prompt)
 
 
 if __name__ == "__main__":

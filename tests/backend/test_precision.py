@@ -177,6 +177,10 @@ def test_commands(planted, capsys, tmp_path):
     assert "layers.0.gate_up" in told["exact"]
     assert main(["info", planted, "--low-bit", "sym_int8"]) == 0
     assert "fp32 in layers.0.down" in capsys.readouterr().out
+    for name, kept in (("auto", 25), ("fast", 0)):
+        assert main(["convert", planted, str(tmp_path / name), "--low-bit", "nf4", "--precision", name, "-q"]) == 0
+        assert len(checkpoint.load(tmp_path / name).activation_errors) == kept
+    capsys.readouterr()
     answers = {}
     for name in ("fast", "high"):
         arguments = ["run", planted, "--low-bit", "sym_int8", "--raw", "-p", "Once upon a time", "-n", "24"]

@@ -14,6 +14,8 @@ SUMMARY = "Quantise a language model, an embedder or a reranker into a low-bit f
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
+    from lowbit.runtime import PRECISIONS
+
     add_source(parser)
     parser.add_argument("out", help="the folder to write; an existing low-bit folder is replaced, anything else is not")
     parser.add_argument("--low-bit", metavar="FORMAT", help="default: sym_int4, sym_int8 for embedders and rerankers")
@@ -25,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--module-format", action="append", type=_pair, default=[], metavar="NAME=FORMAT",
         help="another format for modules of that name, such as down_proj=sym_int8; repeatable",
     )  # fmt: skip
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, help="auto (default) measures what int8 activations do; the others do not"
+    )
     add_quantiser(parser)
 
 
@@ -61,7 +66,7 @@ def execute(arguments: Arguments) -> None:
         modules_to_not_convert=arguments.skip,
         module_formats=dict(arguments.module_format),
         quantiser=quantiser_of(arguments),
-        runtime=Runtime(threads=arguments.threads).resolve(),
+        runtime=Runtime(threads=arguments.threads, precision=arguments.precision).resolve(),
         show_progress=shows_progress(arguments),
         **source_options(arguments),
     )
