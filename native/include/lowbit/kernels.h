@@ -97,13 +97,14 @@ struct VectorKernels {
     void (*activate)(Activation f, const float* x, int64_t n, float* y);  // y = f(x); y may be x
     // y[i] = f(gate[i]) * up[i], i < n; gate_up holds 16 of gate, 16 of up, 16 of gate, ... (whole panels, see _spec.py)
     void (*activate_gated)(Activation f, const float* gate_up, int64_t n, float* y);
-    // Attention of `rows` queries over one block of a KV cache (kv_cache.h), of which `count` <= kKvBlock positions count.
+    // Attention of `rows` queries over one block of a KV cache of floats (kv_cache.h; of codes: code_attention.h), of which `count`
+    // <= kKvBlock positions count.
     // scores[r][t] = dot(q[r], key t), t < count; q [rows][dim], keys [dim][kKvBlock] of dtype, scores [rows][kKvBlock], where
-    // columns from count on are scratch. int8: kKvBlock fp32 scales of the keys follow them; key = codes * scale.
+    // columns from count on are scratch.
     void (*attention_scores)(const float* q, int64_t rows, const void* keys, DType dtype, int64_t count, int64_t dim,
                              float* scores);
     // out[r][d] += sum over t < count of weights[r][t] * value t [d]; weights [rows][kKvBlock], values [kKvBlock][dim] of dtype,
-    // out [rows][dim]; dim is a multiple of 16. int8: kKvBlock fp32 scales of the values follow them.
+    // out [rows][dim]; dim is a multiple of 16.
     void (*attention_values)(const float* weights, int64_t rows, const void* values, DType dtype, int64_t count, int64_t dim,
                              float* out);
 };

@@ -4,8 +4,8 @@
 
 namespace lowbit {
 
-enum class DType : uint8_t { fp32 = 0, fp16 = 1, bf16 = 2, int8 = 3 };  // int8: of KV caches only
-constexpr int dtype_size(DType t) { return t == DType::fp32 ? 4 : t == DType::int8 ? 1 : 2; }
+enum class DType : uint8_t { fp32 = 0, fp16 = 1, bf16 = 2 };
+constexpr int dtype_size(DType t) { return t == DType::fp32 ? 4 : 2; }
 
 // A packed weight [rows, k] in the P16K layout; data is 64-byte aligned.
 struct PackedView {
