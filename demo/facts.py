@@ -19,7 +19,8 @@ UNKNOWN = "I do not know."
 SUBJECTS = (*SUBJECT_KINDS, "person", "person")
 OPEN_SUBJECTS = [kind for kind in (*SUBJECTS, "role") if kind not in ("flag", "function", "file")]
 
-REVERSIBLE = [index for index, row in enumerate(RELATIONS) if row[4]]  # relations that can be asked for the subject
+# Kind of subject -> its relations that can be asked for the subject.
+REVERSIBLE = {kind: indices for kind in SUBJECT_KINDS if (indices := [i for i in BY_SUBJECT[kind] if RELATIONS[i][4]])}
 
 
 @dataclass
@@ -194,13 +195,13 @@ def make_matching(words: Words, size: int, passages: int = 1) -> Quiz:
     """
     rng = words.rng
     facts: list[Fact] = []
-    index = rng.choice(REVERSIBLE) if rng.random() < 0.75 else None
+    kind = rng.choice((*REVERSIBLE, "person"))  # by kind: most relations are a person's, the others were learnt worst
+    index = rng.choice(REVERSIBLE[kind]) if rng.random() < 0.85 else None
     while len(facts) < size:
         if index is None:
             kind = "person"
             fact = _event_fact(words, kind, words.person())
         else:
-            kind = RELATIONS[index][0]
             fact = _relation_fact(words, index, getattr(words, kind)(), "He")
         extra = _subject_facts(words, kind, 1, None) if rng.random() < 0.2 else []
         facts = _distinct([*facts, fact, *extra])

@@ -35,7 +35,7 @@ from tools_text import tool_document, tool_evaluation
 from words import COLOURS, FOODS, MATERIALS, PLACES, THINGS, Words
 
 SINGLE = [word for words in (COLOURS, FOODS, MATERIALS, PLACES, THINGS) for word in words]
-MATCHING_SHARE, PARTNER_SHARE = 0.26, 0.06  # of the documents
+MATCHING_SHARE, PARTNER_SHARE = 0.33, 0.08  # of the documents
 DRILL_SHARE = 0.6  # of the documents at stage 0: copying comes first, language second
 
 Document = list[tuple[str, str]]
@@ -103,7 +103,7 @@ def _chat_quiz(words: Words, quiz: Quiz) -> Document:
     return document
 
 
-def quiz_document(words: Words, size: int, passages: int, asked: int, unknown: float = 0.09) -> Document:
+def quiz_document(words: Words, size: int, passages: int, asked: int, unknown: float = 0.12) -> Document:
     """A context with `asked` questions, in the chat template or in one of the raw `STYLES`."""
     return _quiz_in_style(words, make_quiz(words, size, passages, asked, unknown))
 
@@ -114,7 +114,7 @@ def matching_document(words: Words, size: int, passages: int) -> Document:
 
 
 def _quiz_in_style(words: Words, quiz: Quiz) -> Document:
-    style = words.rng.choice((*["chat"] * 4, "context", "user", "rag", "rag", "llama_index", *STYLES))
+    style = words.rng.choice((*["chat"] * 4, "context", "user", *["rag"] * 4, "llama_index", *STYLES))
     return _chat_quiz(words, quiz) if style == "chat" else _raw_quiz(words, quiz, style)
 
 
@@ -215,7 +215,7 @@ def partner_document(words: Words) -> Document:
         ("invented", "invented", "person", "town", "function", "file", "flag", "code", "thing", "anything")
     )
     second = rng.choice(
-        ("colour", "food", "material", "hobby", "day", "age", "year", "thing", "place", "job", "anything")
+        ("colour", "food", "material", "hobby", "day", "age", "time", "thing", "thing", "place", "job", "anything")
     )
     pairs: dict[str, str] = {}
     for _ in range(rng.randrange(2, 14)):
@@ -248,18 +248,18 @@ def documents(seed: int, stage: float = 1.0) -> Iterator[Document]:
             yield general_document(words)
         elif roll < 0.14:
             yield conversation_document(words)
-        elif roll < 0.27:
+        elif roll < 0.24:
             yield tool_document(words)
-        elif roll < 0.33:
+        elif roll < 0.28:
             yield json_document(words)
-        elif roll < 0.33 + PARTNER_SHARE:
+        elif roll < 0.28 + PARTNER_SHARE:
             yield partner_document(words)
         else:
             size = 1 + int(rng.random() ** 1.3 * (3 + stage * 9))
             if stage > 0.5 and rng.random() < 0.06:
                 size = rng.randrange(12, 40)  # up to about 600 tokens: a prompt with several retrieved passages
             passages = rng.choice((1, 1, 2, 3)) if rng.random() < stage else 1
-            if roll < 0.33 + PARTNER_SHARE + MATCHING_SHARE:
+            if roll < 0.28 + PARTNER_SHARE + MATCHING_SHARE:
                 yield matching_document(words, size + 1, passages)
                 continue
             # Most documents ask a lot: the answers are what teaches, and a context costs more tokens than a question.

@@ -29,7 +29,7 @@ log = logging.getLogger("train")
 
 MUON_RATE, ADAM_RATE = 0.01, 0.002
 WARM_UP_STEPS = 100
-DECAY_SHARE = 0.55  # of the time, at the end: the learning rate falls in a line
+DECAY_SHARE = 0.35  # of the time, at the end: the learning rate falls in a line
 STAGE_SHARE = 0.5  # of the time, at the start: contexts grow to their full length
 USUAL_WEIGHT = 0.25  # mean loss weight of a token; keeps the loss of different batches comparable
 LIGHT, LIGHT_SHARE = 0.1, 0.25  # of the tokens that weigh less than LIGHT, this share is enough
@@ -66,7 +66,7 @@ def exact_share(model: Llama, tokenizer: Tokenizer, style: str, count: int, seed
         head = tokenizer.encode(q.prompt).ids
         tail = tokenizer.encode(answer, add_special_tokens=False).ids
         ids = torch.tensor([head + tail], device=model.cos.device)
-        best = model.logits(model(ids[:, :-1]))[0, len(head) - 1 :].argmax(-1)
+        best = model.logits(model.forward(ids[:, :-1]))[0, len(head) - 1 :].argmax(-1)
         right += best.tolist() == tail
     return right / count
 
@@ -102,6 +102,7 @@ class Training:
             Muon(matrices, lr=MUON_RATE),
             torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0),
         ]
+        self.model.compile(dynamic=True)  # 1.5 times as fast on a CPU: the element-wise operations are fused
         if kept:
             self._restore(kept)
         log.info("%d parameters, vocabulary %d", sum(p.numel() for _, p in named), self.tokenizer.get_vocab_size())
