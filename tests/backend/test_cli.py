@@ -207,7 +207,7 @@ def test_rate(counts, expected):
 
 def test_run_passes_options(model):
     generation = "-n 5 --temperature 0 --top-k 3 --top-p 0.5 --min-p 0.1 --seed 7 --stop END"
-    runtime = "--threads 1 --device cpu --compute fp32 --kv-dtype fp32 --context 64 --tier scalar"
+    runtime = "--threads 1 --device cpu --compute fp32 --kv-dtype fp32 --context 64 --tier scalar --draft-model small"
     arguments = f"run m -p Hi --low-bit nf4 {generation} {runtime}".split()
     assert cli.main([*arguments, "--stop", "\n"]) == 0
     assert model.asked[0][1] == {
@@ -218,7 +218,7 @@ def test_run_passes_options(model):
     assert low_bit == "nf4"
     assert options == {
         "show_progress": False, "threads": 1, "device": "cpu", "compute": "fp32", "kv_dtype": "fp32", "context": 64,
-        "tier": "scalar",
+        "tier": "scalar", "draft_model": "small",
     }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ _GENERATION = (
     "max_new_tokens", "max_length", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop",
     "json_schema", "regex", "choice", "grammar",
 )  # fmt: skip
-_RUNTIME = ("device", "threads", "tier", "precision", "compute", "kv_dtype", "context")
+_LOADING = ("device", "threads", "tier", "precision", "compute", "kv_dtype", "context", "draft_model")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,13 +71,12 @@ def execute(arguments: Arguments) -> int:
         if name in options:
             options[name] = Path(options[name]).read_text(encoding="utf-8")
     GenerationOptions.resolve(options)  # a bad value is told before the model is loaded
-    runtime = {name: getattr(arguments, name) for name in _RUNTIME if getattr(arguments, name) is not None}
+    loading = {name: getattr(arguments, name) for name in _LOADING if getattr(arguments, name) is not None}
     model = lowbit.load(
         arguments.model,
         arguments.low_bit,
-        draft_model=arguments.draft_model,
         show_progress=shows_progress(arguments),
-        **runtime,
+        **loading,
         **source_options(arguments),
     )
     ids = _encode(model, prompt, arguments)
