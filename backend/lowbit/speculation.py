@@ -176,7 +176,6 @@ class ModelDrafts:
         logits = self._read_up_to(ids)
         if logits is None:
             return ids[:0]
-        end = ids.size
         for end in range(ids.size + 1, ids.size + 1 + length):
             token, logprob = self._choose(logits, self._ids[: end - 1])
             self._ids[end - 1] = token
