@@ -37,12 +37,12 @@ class Embedder:
     """A loaded embedding model.
 
     id_or_path: hub id, sentence-transformers folder, plain Hugging Face folder, or a folder of `save_low_bit`. low_bit:
-    a format of `lowbit.formats`, or None for the checkpoint's own float type. max_length: longest text in tokens (None:
-    as the model's files say). truncate: whether longer texts are cut (True) or refused (False); None follows the
-    model's files, which ask for cutting where they are sentence-transformers'; True also lowers a max_length that
-    the model cannot read, with a warning. pooling: how the rows of a text become
-    one vector, "cls", "mean", "max", ... (None: as the model's files say); `save_low_bit` saves the files' own.
-    options: those of `lowbit.load`.
+    a format of `lowbit.formats`, or None for the checkpoint's own float type; up to 4 bits come in groups of 32 where
+    `group_size` says nothing else. max_length: longest text in tokens (None: as the model's files say). truncate:
+    whether longer texts are cut (True) or refused (False); None follows the model's files, which ask for cutting where
+    they are sentence-transformers'; True also lowers a max_length that the model cannot read, with a warning. pooling:
+    how the rows of a text become one vector, "cls", "mean", "max", ... (None: as the model's files say);
+    `save_low_bit` saves the files' own. options: those of `lowbit.load`.
 
     Raises ValueError or OSError with the cause and the fix; TypeError for an unknown option, with the nearest name.
 

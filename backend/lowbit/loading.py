@@ -76,16 +76,16 @@ def load_model(
 ) -> LoadedModel:
     """Returns the model of a hub id, a local Hugging Face folder or a low-bit folder, weights packed and in memory.
 
-    low_bit: a name of formats.py, or None to keep the checkpoint's own float type. group_size: weights per scale
-    (None: the format's default). modules_to_not_convert: tensors whose module name contains one of these strings stay
-    float. head_format, embedding_format: formats of the head and of embeddings (default sym_int8, or low_bit if that
-    is a float; a tied head is one tensor with one format). module_formats: other formats for modules of the layers, by
-    a part of their names, such as {"down_proj": "sym_int8"}; q, k and v, and gate and up, are one tensor each and take
-    it together. runtime: whose threads quantise, and whether the errors of int8 activations are measured on the way
-    (precision "auto": see precision.measure). trust_remote_code:
-    accepted because callers pass it; no code of a checkpoint is ever run. A low-bit folder is opened as it was saved;
-    arguments that ask for something else raise. One of ipex-llm keeps its format, GPTQ and AWQ codes where 4 bits are
-    asked for are taken over. tokenizer_id: hub id or folder to take the tokenizer from instead.
+    low_bit: a name of formats.py, or None to keep the checkpoint's own float type. group_size: weights per scale (None:
+    64; 32 for up to 4 bits of embedders and rerankers; or what the name implies, as Q4_0 does). modules_to_not_convert:
+    tensors whose module name contains one of these strings stay float. head_format, embedding_format: formats of the
+    head and of embeddings (default sym_int8, or low_bit if that is a float; a tied head is one tensor with one format).
+    module_formats: other formats for modules of the layers, by a part of their names, such as {"down_proj":
+    "sym_int8"}; q, k and v, and gate and up, are one tensor each and take it together. runtime: whose threads quantise,
+    and whether the errors of int8 activations are measured on the way (precision "auto": see precision.measure).
+    trust_remote_code: accepted because callers pass it; no code of a checkpoint is ever run. A low-bit folder is opened
+    as it was saved; arguments that ask for something else raise. One of ipex-llm keeps its format, GPTQ and AWQ codes
+    where 4 bits are asked for are taken over. tokenizer_id: hub id or folder to take the tokenizer from instead.
     saved_only: accept a low-bit folder only, so that nothing is quantised by mistake. verify: whether every byte of a
     low-bit folder is checked (None: up to a size, see checkpoint.load). quantiser: how weights are rounded (None: to
     nearest; see calibration.Quantiser for AWQ, GPTQ, TEQ, clip search and importance matrices). task: what the model is
@@ -95,7 +95,7 @@ def load_model(
     """
     access = hub.Access(cache_dir, token, local_files_only, show_progress)
     formats = TensorFormats.choose(
-        low_bit, group_size, modules_to_not_convert, head_format, embedding_format, module_formats
+        low_bit, group_size, modules_to_not_convert, head_format, embedding_format, module_formats, task
     )
     quantiser = Quantiser(quantiser) if isinstance(quantiser, str) else quantiser or Quantiser()
     tokenizer_files, tokenizer_name = _tokenizer(tokenizer_id, access)

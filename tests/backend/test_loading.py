@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from tiny_bert import write_bert, write_sentence_files
 from tiny_hf import hand_made_family, llama_config, safetensors_bytes, write_llama
 
 from lowbit import checkpoint, loading, models, quantize
@@ -106,6 +107,45 @@ def test_alias_brings_its_group_size(tmp_path, family):
     assert loaded.tensors["layers.0.o.weight"].group_size == 32
     assert loaded.quantization["format"] == "sym_int4"
     assert loaded.quantization["group_size"] == 32
+
+
+@pytest.mark.parametrize(
+    ("low_bit", "options", "body", "embedding"),
+    [
+        ("sym_int4", {}, 32, 64),
+        ("nf3", {}, 32, 64),
+        ("asym_int5", {}, 64, 64),
+        ("sym_int8", {}, 64, 64),
+        ("sym_int8", {"module_formats": {"dense": "nf4"}, "embedding_format": "fp4"}, 32, 32),
+        ("sym_int4", {"group_size": 64}, 64, 64),
+        ("sym_int4", {"group_size": -1}, 0, 0),
+        ("sym_int4", {"group_size": 128, "embedding_format": "nf4"}, 128, 128),
+        ("bnb_nf4", {}, 64, 64),
+        ("bf16", {}, 0, 0),
+    ],
+)
+@pytest.mark.parametrize("task", ["embed", "rerank"])
+def test_few_bits_of_embedders_and_rerankers_come_in_groups_of_32(tmp_path, task, low_bit, options, body, embedding):
+    write_bert(tmp_path / "m", labels=int(task == "rerank"))
+    loaded = loading.load_model(tmp_path / "m", low_bit, task=task, **options)
+    assert loaded.tensors["layers.0.o.weight"].group_size == body
+    assert loaded.tensors["embedding.weight"].group_size == embedding
+    if "module_formats" not in options:
+        assert loaded.quantization["group_size"] == body
+    saved = checkpoint.save(loaded, tmp_path / "saved")
+    again = loading.load_model(saved, low_bit, task=task)  # whatever it was saved with
+    assert again.quantization == loaded.quantization
+    assert again.tensors["layers.0.o.weight"].group_size == body
+
+
+def test_few_bits_of_a_language_model_come_in_the_groups_of_what_it_is_for(tmp_path):
+    write_llama(tmp_path / "m")
+    write_sentence_files(tmp_path / "m", pooling="lasttoken")
+    groups = {
+        task: loading.load_model(tmp_path / "m", "sym_int4", task=task).tensors["layers.0.o.weight"].group_size
+        for task in ("text", "embed")
+    }
+    assert groups == {"text": 64, "embed": 32}
 
 
 def test_clip_grid_leaves_out_the_most_negative_code(tmp_path, family):

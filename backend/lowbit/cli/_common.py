@@ -11,6 +11,9 @@ Arguments = argparse.Namespace
 PRECISION_HELP = (
     "int8 activations in every matrix (fast), in none (high), or where they were measured to do (auto: default)"
 )
+GROUP_SIZE_HELP = (
+    "weights that share a scale: 32, 64, 128 or 256 (default: 64; 32 for up to 4 bits of embedders and rerankers)"
+)
 _SOURCE = ("revision", "cache_dir", "token", "trust_remote_code", "local_files_only")
 
 

@@ -6,7 +6,15 @@ import argparse
 import time
 from pathlib import Path
 
-from lowbit.cli._common import Arguments, add_source, out, shows_progress, source_options, stored_size
+from lowbit.cli._common import (
+    GROUP_SIZE_HELP,
+    Arguments,
+    add_source,
+    out,
+    shows_progress,
+    source_options,
+    stored_size,
+)
 from lowbit.cli._quantiser import add_quantiser, quantiser_of
 
 SUMMARY = "Quantise a language model, an embedder or a reranker into a low-bit folder."
@@ -19,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source(parser)
     parser.add_argument("out", help="the folder to write; an existing low-bit folder is replaced, anything else is not")
     parser.add_argument("--low-bit", metavar="FORMAT", help="default: sym_int4, sym_int8 for embedders and rerankers")
-    parser.add_argument("--group-size", type=int, help="weights that share a scale: 32, 64 (default) or 128")
+    parser.add_argument("--group-size", type=int, help=GROUP_SIZE_HELP)
     parser.add_argument("--head-format", metavar="FORMAT", help="format of the head (default: sym_int8)")
     parser.add_argument("--embedding-format", metavar="FORMAT", help="format of the embeddings (default: sym_int8)")
     parser.add_argument("--skip", action="append", metavar="NAME", help="leave modules of that name float; repeatable")
