@@ -190,6 +190,6 @@ def _identity(embedder: Embedder) -> dict[str, Any]:
         "family": embedder.spec.family,
         "pooling": embedder.pooling,
         "max_length": embedder.max_length,
-        "compute": embedder.runtime.compute,
+        "precision": embedder.runtime.precision,
         **embedder.quantization,
     }

@@ -109,6 +109,24 @@ def test_langchain_opens_the_folder(model, tmp_path, kind):
         assert "a store saved into the folder replaced it" in again.stderr
 
 
+def test_a_corpus_records_how_the_model_computes(model, tmp_path):
+    corpus, out = write_corpus(tmp_path / "c.jsonl", 20), tmp_path / "out"
+    options = ("--index", "none", "--low-bit", "nf4", "--group-size", "64")
+    done = finish(corpus, out, model, *options, "--precision", "high")
+    assert done.returncode == 0, done.stderr
+    about = json.loads((out / "corpus.json").read_text())["model"]
+    assert (about["format"], about["group_size"], about["precision"]) == ("nf4", 64, "high")
+    exact = lowbit.Embedder(model, "nf4", group_size=64, precision="high")
+    assert np.abs(np.load(out / "vectors.npy")[7] - exact.encode(text_of(7))).max() <= 1e-6
+    for other, message in (
+        (options, "precision 'high', it is 'auto' now"),
+        ((*options[:-2], "--precision", "high"), "group_size 64, it is 32 now"),
+    ):
+        refused = finish(corpus, out, model, *other)
+        assert refused.returncode == 2
+        assert f"was begun with model {message}" in refused.stderr
+
+
 def test_an_embedder_of_another_dimension_is_told(model, tmp_path):
     from tiny_bert import write_bert
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 import argparse
 import time
 
-from lowbit.cli._common import Arguments, add_source, err, out, shows_progress, source_options, stored_size
+from lowbit.cli._common import (
+    GROUP_SIZE_HELP,
+    PRECISION_HELP,
+    Arguments,
+    add_source,
+    err,
+    out,
+    shows_progress,
+    source_options,
+    stored_size,
+)
 
 SUMMARY = "Embed a file of passages into a folder with an index; run again, it goes on."
 
@@ -14,10 +24,14 @@ EMBEDDER = "BAAI/bge-small-en-v1.5"  # where none is named
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
+    from lowbit.runtime import PRECISIONS
+
     parser.add_argument("file", help=".jsonl (an object a line) or .txt (a passage a line)")
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
     add_source(parser, "--model", default=EMBEDDER)
     parser.add_argument("--low-bit", default="sym_int8", metavar="FORMAT", help="default: sym_int8")
+    parser.add_argument("--group-size", type=int, help=GROUP_SIZE_HELP)
+    parser.add_argument("--precision", choices=PRECISIONS, help=PRECISION_HELP)
     parser.add_argument(
         "--field", action="append", metavar="NAME", help="a field of each line with text (default: text); repeatable"
     )
@@ -43,6 +57,8 @@ def execute(arguments: Arguments) -> None:
     embedder = Embedder(
         arguments.model,
         arguments.low_bit,
+        group_size=arguments.group_size,
+        precision=arguments.precision,
         max_length=arguments.max_length,
         truncate=arguments.truncate or None,
         threads=arguments.threads,
