@@ -1,6 +1,8 @@
 // The thread pool under load, by itself: `make check-threads`, and under ThreadSanitizer `make sanitize-threads`. Members pass
 // plain memory to each other, so that a barrier that does not order it is a race to see. A watchdog ends a deadlock.
+#include <sched.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -9,7 +11,9 @@
 #include <csignal>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <stdexcept>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -177,6 +181,44 @@ bool refused_threads() {
     return status == 0;
 }
 
+// Beside a thread of low priority that holds one of two CPUs, members find themselves on the other, from where workers are moved: they
+// keep their affinity masks, and the caller's thread is not touched.
+bool affinity_masks_last() {
+    cpu_set_t mask, last;
+    if (sched_getaffinity(0, sizeof mask, &mask) != 0 || CPU_COUNT(&mask) < 2) return true;
+    CPU_ZERO(&last);
+    for (int cpu = CPU_SETSIZE - 1; CPU_COUNT(&last) == 0; cpu--)
+        if (CPU_ISSET(cpu, &mask)) CPU_SET(cpu, &last);
+    std::atomic<bool> done{false};
+    std::atomic<long> hog_id{0};
+    std::thread hog([&] {
+        hog_id = syscall(SYS_gettid);
+        setpriority(PRIO_PROCESS, static_cast<id_t>(hog_id), 19);
+        sched_setaffinity(0, sizeof last, &last);
+        while (!done) continue;
+    });
+    ThreadPool pool(CPU_COUNT(&mask));
+    const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(500);
+    bool good = true;
+    while (std::chrono::steady_clock::now() < end) good = good && pass_on(pool, 100) == 0;
+    const auto masks_are_whole = [&] {
+        for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+            const pid_t id = std::stoi(task.path().filename());
+            cpu_set_t has;
+            if (id != hog_id && sched_getaffinity(id, sizeof has, &has) == 0 && !CPU_EQUAL(&has, &mask)) return false;
+        }
+        return true;
+    };
+    bool whole = false;  // a worker may be on its way at the first look
+    for (int look = 0; look < 100 && !whole; look++) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));
+        whole = masks_are_whole();
+    }
+    done = true;
+    hog.join();
+    return good && whole;
+}
+
 bool idle_pools_use_no_cpu_time() {
     ThreadPool pool(4);
     pass_on(pool, 10);
@@ -194,7 +236,7 @@ struct Check {
 constexpr Check kChecks[] = {
     CHECK(a_million_barriers), CHECK(more_threads_than_cpus), CHECK(short_jobs),       CHECK(callers_queue),
     CHECK(pools_come_and_go),  CHECK(pauses_between_jobs),    CHECK(refused_threads), CHECK(forked_children_have_their_own_teams),
-    CHECK(idle_pools_use_no_cpu_time),
+    CHECK(affinity_masks_last), CHECK(idle_pools_use_no_cpu_time),
 };
 
 }  // namespace

@@ -12,6 +12,8 @@
 #include <thread>
 #include <vector>
 
+#include "placement.h"
+
 #if defined(__linux__)
 #include <linux/futex.h>
 #include <sys/syscall.h>
@@ -43,25 +45,31 @@ void futex_wake_all(std::atomic<uint32_t>& word) {
 #endif
 }
 
+using Clock = Places::Clock;
+
 // What one member has learnt about waiting.
 using Patience = std::chrono::nanoseconds;
 
-// Waits until word differs from `old`: spins, then sleeps. `sleepers` lets the waker skip the system call.
-void wait_changed(std::atomic<uint32_t>& word, uint32_t old, std::atomic<int>& sleepers, Patience& patience) {
-    const auto deadline = std::chrono::steady_clock::now() + patience;
+// Waits until word differs from `old`: spins, then sleeps. Returns for how long it slept. `sleepers` lets the waker skip the system
+// call.
+Clock::duration wait_changed(std::atomic<uint32_t>& word, uint32_t old, std::atomic<int>& sleepers, Patience& patience) {
+    auto now = Clock::now();
+    const auto deadline = now + patience;
     do {
         for (int i = 0; i < kSpinChecks; i++) {
             if (word.load(std::memory_order_acquire) != old) {
                 patience = std::min<Patience>(kLongestSpin, 2 * patience);
-                return;
+                return {};
             }
             __builtin_ia32_pause();
         }
-    } while (std::chrono::steady_clock::now() < deadline);
+        now = Clock::now();
+    } while (now < deadline);
     patience = std::max<Patience>(kShortestSpin, patience / 2);
     sleepers.fetch_add(1);
     while (word.load() == old) futex_wait(word, old);
     sleepers.fetch_sub(1);
+    return Clock::now() - now;
 }
 
 void signal_changed(std::atomic<uint32_t>& word, std::atomic<int>& sleepers) {
@@ -72,7 +80,7 @@ void signal_changed(std::atomic<uint32_t>& word, std::atomic<int>& sleepers) {
 }  // namespace
 
 struct ThreadPool::State {
-    explicit State(int members) : waits(static_cast<size_t>(members)) {}
+    explicit State(int members) : waits(static_cast<size_t>(members)), places(members) {}
 
     std::mutex entry;  // one run() at a time
     std::vector<std::thread> workers;
@@ -83,6 +91,7 @@ struct ThreadPool::State {
         Patience job = kLongestSpin, barrier = kLongestSpin;
     };
     std::vector<Waits> waits;  // each member writes its own
+    Places places;
 
     alignas(64) std::atomic<uint32_t> epoch{0};  // a change starts the next job
     std::atomic<int> idle_sleepers{0};
@@ -95,19 +104,23 @@ struct ThreadPool::State {
     int members() const { return static_cast<int>(waits.size()); }
 
     void arrive(int id) {
+        places.arrived(id);
+        Clock::duration asleep{};
         const uint32_t seen = phase.load(std::memory_order_acquire);
         if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == members()) {
             arrived.store(0, std::memory_order_relaxed);
             signal_changed(phase, phase_sleepers);
         } else {
-            wait_changed(phase, seen, phase_sleepers, waits[static_cast<size_t>(id)].barrier);
+            asleep = wait_changed(phase, seen, phase_sleepers, waits[static_cast<size_t>(id)].barrier);
         }
+        places.waited(id, asleep);
     }
 
     void work(ThreadPool* pool, int id) {
         for (uint32_t seen = 0;; seen++) {
-            wait_changed(epoch, seen, idle_sleepers, waits[static_cast<size_t>(id)].job);
+            const auto asleep = wait_changed(epoch, seen, idle_sleepers, waits[static_cast<size_t>(id)].job);
             if (stopping) return;
+            places.waited(id, asleep);
             Team team(pool, id, members());
             (*job)(team);
             arrive(id);
@@ -175,6 +188,7 @@ void ThreadPool::run(const std::function<void(Team&)>& job) {
     }
     if (s.workers.empty()) s.start(this);
     s.job = &job;
+    s.places.arrived(0);
     signal_changed(s.epoch, s.idle_sleepers);
     job(team);
     s.arrive(0);
