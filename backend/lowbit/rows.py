@@ -60,6 +60,7 @@ class Row:
         self.finished = False  # no further pass
         self.closed = False  # the caller wants no further event
         self._sampler = self.options.sampler_arguments()
+        self._guesser = {**self._sampler, "top_logprobs": 0}  # of a guess only its own log-probability is asked for
         self._mask = _mask_without(engine.vocab_size, self.options.suppress_tokens)
         self._early_mask = _mask_without(engine.vocab_size, self.options.suppress_tokens + self.eos)
 
@@ -123,7 +124,7 @@ class Row:
     def _guess(self, logits: np.ndarray, ids: np.ndarray) -> tuple[int, float]:
         """A draft model's choice of what follows `ids`, and how sure it is. Constraints are not asked: they are told of
         chosen tokens only."""
-        token, logprob, _ = self._sample(logits, ids, None, **{**self._sampler, "top_logprobs": 0})
+        token, logprob, _ = self._sample(logits, ids, None, **self._guesser)
         return token, logprob
 
     def _sample(self, logits: np.ndarray, ids: np.ndarray, allowed: np.ndarray | None, **sampler: Any) -> Sampled:
