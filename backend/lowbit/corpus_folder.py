@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from lowbit.passages import Passage
-from lowbit.vector_folder import line_of, replace_json
+from lowbit.vector_folder import checked_manifest, line_of, replace_json
 
 MANIFEST, VECTORS, DOCUMENTS = "corpus.json", "vectors.npy", "documents.jsonl"
 FORMAT, VERSION = "lowbit-corpus", 1
@@ -191,19 +191,9 @@ class CorpusWriter:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); remove {folder} and embed again") from None
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise ValueError(f"{path} is not the manifest of a corpus; choose another folder")
-    if about.get("version", 0) > VERSION:
-        raise ValueError(f"{path} is of version {about['version']}, this lowbit reads up to {VERSION}: upgrade it")
     names = {"source", "model", "options", "dimension", "passages", "documents_bytes", "crc32", "complete"}
-    if missing := sorted(names - set(about)):
-        raise ValueError(f"{path} lacks {', '.join(missing)}; remove {folder} and embed again")
-    return about
+    remedy = f"remove {folder} and embed again"
+    return checked_manifest(folder / MANIFEST, FORMAT, VERSION, names, "an embedded corpus", remedy)
 
 
 def _check_files(folder: Path, about: Mapping[str, Any]) -> None:

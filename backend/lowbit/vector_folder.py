@@ -119,18 +119,25 @@ def load(folder: Path) -> tuple[VectorIndex, list[dict[str, Any]], dict[str, Any
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Returns the manifest of a store's folder. Raises ValueError for one of something else or of a newer version."""
-    path = folder / MANIFEST
+    names = {"generation", "count", "index", "files"}
+    return checked_manifest(folder / MANIFEST, FORMAT, VERSION, names, "FaissVectorStore", "build the store again")
+
+
+def checked_manifest(path: Path, format: str, version: int, names: set[str], owner: str, remedy: str) -> dict[str, Any]:
+    """Returns a manifest that has these names, of this format and at most this version.
+
+    Raises ValueError for any other file. owner, remedy: for its text, whose manifest was expected and what to do.
+    """
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a manifest of FaissVectorStore; choose another folder")
-    missing = {"version", "generation", "count", "index", "files"} - set(manifest)
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}: build the store again")
-    if manifest["version"] > VERSION:
-        raise ValueError(f"{path} is of version {manifest['version']}, this lowbit reads up to {VERSION}: upgrade it")
+        raise ValueError(f"{path} is not JSON ({error}): {remedy}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != format:
+        raise ValueError(f"{path} is not a manifest of {owner}; choose another folder")
+    if manifest.get("version", 0) > version:
+        raise ValueError(f"{path} is of version {manifest['version']}, this lowbit reads up to {version}: upgrade it")
+    if missing := sorted(names - set(manifest)):
+        raise ValueError(f"{path} lacks {', '.join(missing)}: {remedy}")
     return manifest
 
 

@@ -238,7 +238,7 @@ def test_bad_folders(embedder, tmp_path):
         ("vectors.npy", b"", "shorter than corpus.json says"),
         ("documents.jsonl", None, r"documents\.jsonl is gone"),
         ("corpus.json", b"{", "not JSON"),
-        ("corpus.json", b'{"format": "other"}', "not the manifest of a corpus"),
+        ("corpus.json", b'{"format": "other"}', "not a manifest of an embedded corpus"),
         ("corpus.json", b'{"format": "lowbit-corpus", "version": 1}', "lacks complete, crc32"),
         ("corpus.json", b'{"format": "lowbit-corpus", "version": 2}', "upgrade"),
     ):
