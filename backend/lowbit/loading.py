@@ -173,10 +173,15 @@ def config_of(
     cache_dir: str | os.PathLike | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
+    *,
+    missing_ok: bool = False,
 ) -> dict[str, Any]:
-    """Returns the config.json of a hub id or folder; no weights are downloaded. Raises as `load_model` does."""
-    access = hub.Access(cache_dir, token, local_files_only, False)
-    return _read_config(hub.locate(id_or_path, revision, access).folder)
+    """Returns the config.json of a hub id or folder; no weights are downloaded. Raises as `load_model` does.
+
+    missing_ok: {} for a folder that has none.
+    """
+    folder = hub.locate(id_or_path, revision, hub.Access(cache_dir, token, local_files_only)).folder
+    return {} if missing_ok and not (folder / CONFIG).exists() else _read_config(folder)
 
 
 def task_of(id_or_path: str | os.PathLike, revision: str | None, access: hub.Access) -> str:

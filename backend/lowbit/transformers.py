@@ -16,6 +16,7 @@ import transformers as hf
 
 from lowbit import checkpoint
 from lowbit.calibration import Quantiser
+from lowbit.loading import config_of
 from lowbit.options import GENERATION_NAMES
 from lowbit.runtime import Runtime, split_device
 from lowbit.sources import archive, hub
@@ -140,7 +141,8 @@ class _LowBitAuto:
                 options[name] = asked[name]
         generation = _take_generation(kwargs)
         hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
-        config = config_of(pretrained_model_name_or_path, hub_options)
+        # Without a config.json transformers says what is missing, or reads an adapter's.
+        config = config_of(pretrained_model_name_or_path, **hub_options, missing_ok=True)
         if checkpoint.is_low_bit(config):
             return cls.load_low_bit(
                 pretrained_model_name_or_path, optimize_model=optimize_model, trust_remote_code=trust_remote_code,
@@ -195,7 +197,7 @@ class _LowBitAuto:
         path = hub.fetch_weights(location, access).folder
         runtime = Runtime(device="cpu", compute=compute, precision=precision, kv_dtype=kv_dtype, threads=threads)
         make = Maker(cls.hf_class, trust_remote_code)
-        generation, config = _take_generation(saved), config_of(path, {})
+        generation, config = _take_generation(saved), config_of(path, missing_ok=True)
         if archive.format_of(config, path) is not None:
             model = load_archive(make, path, config, runtime, optimize_llm=optimize_model)
         else:
@@ -245,16 +247,6 @@ def read_config(given: Any) -> dict[str, Any]:
         f"quantization_config is a {type(given).__name__}, which lowbit does not apply; give a LowBitConfig, a "
         "WeightOnlyQuantConfig or a BitsAndBytesConfig, or leave it out and use load_in_low_bit"
     )
-
-
-def config_of(id_or_path: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """Returns the config.json of a hub id or folder, {} where there is none: transformers then says what is missing."""
-    access = hub.Access(options.get("cache_dir"), options.get("token"), bool(options.get("local_files_only")))
-    if hub.is_local(id_or_path):
-        path = Path(id_or_path).expanduser() / checkpoint.CONFIG
-    else:
-        path = hub.locate(id_or_path, options.get("revision"), access).folder / checkpoint.CONFIG
-    return checkpoint.read_json(path) if path.exists() else {}
 
 
 def _check_place(device_map: Any, model_hub: str) -> None:
