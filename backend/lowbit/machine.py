@@ -52,6 +52,7 @@ class Cpus:
     cores: tuple[frozenset[int], ...] | None  # allowed CPUs by physical core; None: the machine does not tell
     performance: frozenset[int] | None  # CPUs of performance cores on a hybrid part; None: not a hybrid part
     quota: float | None  # CPUs' worth of time the control group allows; None: unlimited
+    tiles: bool = False  # Linux lists AMX's int8 tiles among what the CPU has, which it may still refuse a process
 
     def within_quota(self, count: int) -> int:
         """Returns how many of `count` threads the control group's quota can keep busy: the quota rounded up.
@@ -83,7 +84,17 @@ def read_cpus(root: Path = Path("/"), allowed: frozenset[int] | None = None) -> 
         cores=tuple(sorted(cores, key=min)) if told else None,
         performance=performance if performance and efficient else None,
         quota=_cpu_quota(root),
+        tiles="amx_int8" in _cpu_flags(root),
     )
+
+
+def _cpu_flags(root: Path) -> list[str]:
+    """Returns the features Linux lists of the first CPU. The rest of the file, a page for each CPU, is not read."""
+    try:
+        with (root / "proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
+            return next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    except OSError:
+        return []
 
 
 def _control_group(root: Path, controller: str) -> Path | None:

@@ -120,7 +120,7 @@ class Runtime:
         device = _choose_device(self.device, machine)
         settings = gpu_environment(device.value, machine, environment, apply=True)
         threads = _choose_threads(self.threads, machine, environment)
-        tier = _choose_tier(self.tier, environment)
+        tier = _choose_tier(self.tier, machine, environment)
         assert self.precision is not None  # __post_init__ has filled them in
         assert self.compute is not None
         resolved = Resolved(
@@ -354,14 +354,16 @@ def default_threads(cpus: Cpus) -> tuple[int, str]:
     return count, reason
 
 
-def _choose_tier(asked: str | None, environment: MutableMapping[str, str]) -> Decision:
+def _choose_tier(asked: str | None, machine: Machine, environment: MutableMapping[str, str]) -> Decision:
     from lowbit import ops
 
     available = ops.tiers()
-    tier, reason = ops.default_tier(), "best this CPU has"
+    no_tiles = machine.cpus.tiles and available[-1] == "avx512"  # all that tier amx needs but the permission
+    refused = "; it has AMX too, whose tiles the operating system refuses to this process" if no_tiles else ""
+    tier, reason = ops.default_tier(), "best this CPU has" + refused
     if asked is not None:
         if asked not in available:
-            raise ValueError(f"tier {asked!r} cannot run here: this CPU has {', '.join(available)}")
+            raise ValueError(f"tier {asked!r} cannot run here: this CPU has {', '.join(available)}{refused}")
         tier, reason = asked, "asked for"
     wish = environment.get("LOWBIT_ISA", "").strip().lower()
     if not wish:

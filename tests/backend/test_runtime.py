@@ -15,9 +15,9 @@ from lowbit.machine import Cpus, Gpu, HugePages, Machine, Memory
 from lowbit.runtime import GPU_ENVIRONMENT, Runtime, default_threads
 
 
-def cpus(count=4, cores=None, performance=None, quota=None):
+def cpus(count=4, cores=None, performance=None, quota=None, tiles=False):
     cores = tuple(frozenset({i}) for i in range(count)) if cores is None else cores
-    return Cpus(frozenset(range(count)), cores, performance, quota)
+    return Cpus(frozenset(range(count)), cores, performance, quota, tiles)
 
 
 def machine(*, gpus=(), system="linux", **options):
@@ -446,5 +446,22 @@ def test_the_default_is_the_highest_tier_and_the_variable_lowers_it(monkeypatch)
     assert next(d.reason for d in chosen.decisions if d.name == "tier") == "best this CPU has"
     assert Runtime().resolve(machine(), {"LOWBIT_ISA": "avx512"}).tier == "avx512"
     assert Runtime(tier="avx512").resolve(machine(), {}).tier == "avx512"
+    assert Runtime().resolve(machine(tiles=True), {}).decisions == chosen.decisions
     with_tiers(monkeypatch, "scalar", "avx2")
     assert ops.default_tier() == "avx2"
+
+
+def test_tiles_that_the_operating_system_refuses_are_told(monkeypatch, tmp_path):
+    """A sandbox may refuse arch_prctl: the CPU and /proc/cpuinfo have AMX, the process has not."""
+    with_tiers(monkeypatch, "scalar", "avx2", "avx512")
+    cpuinfo = tmp_path / "proc" / "cpuinfo"
+    cpuinfo.parent.mkdir()
+    reasons = {}
+    for flags in ("fpu avx512f", "fpu avx512f amx_tile amx_int8"):
+        cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\nprocessor\t: 1\n")
+        here = dataclasses.replace(machine(), cpus=machine_module.read_cpus(tmp_path, frozenset({0, 1})))
+        reasons[flags] = next(d.reason for d in Runtime().resolve(here, {}).decisions if d.name == "tier")
+    told = "best this CPU has; it has AMX too, whose tiles the operating system refuses to this process"
+    assert list(reasons.values()) == ["best this CPU has", told]
+    with pytest.raises(ValueError, match="has scalar, avx2, avx512; it has AMX too, whose tiles the operating system"):
+        Runtime(tier="amx").resolve(here, {})
