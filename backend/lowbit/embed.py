@@ -187,6 +187,8 @@ class Embedder:
 
         At most 32 * batch_size texts are held at a time. Arguments are checked at once, texts as they come.
         """
+        if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+            raise TypeError(f"texts is {type(texts).__name__}; give an iterable of strings, for one string use encode")
         self._check(batch_size, truncate_dim, output)
         before = self._prompt(prompt, prompt_name)
         unit = self._settings.normalize if normalize is None else normalize
@@ -199,8 +201,9 @@ class Embedder:
     def _check(self, batch_size: int, truncate_dim: int | None, output: str) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be a whole number of at least 1; got {batch_size!r}")
-        if truncate_dim is not None and not 1 <= truncate_dim <= self.dimension:
-            raise ValueError(f"truncate_dim={truncate_dim} is not possible: vectors have {self.dimension} numbers")
+        is_number = isinstance(truncate_dim, int | np.integer)
+        if truncate_dim is not None and not (is_number and 1 <= truncate_dim <= self.dimension):
+            raise ValueError(f"truncate_dim={truncate_dim!r} is not possible: vectors have {self.dimension} numbers")
         if output not in OUTPUTS:
             raise ValueError(f"unknown output {output!r}; choose one of {', '.join(OUTPUTS)}")
 
@@ -208,6 +211,8 @@ class Embedder:
         if prompt is not None and name is not None:
             raise ValueError("give prompt or prompt_name, not both")
         if prompt is not None:
+            if not isinstance(prompt, str):
+                raise TypeError(f"prompt is {type(prompt).__name__}, it must be a string")
             return prompt
         name = self._settings.default_prompt if name is None else name
         if name is not None and name not in self._settings.prompts:

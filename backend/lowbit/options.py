@@ -63,7 +63,7 @@ def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
                 if near
                 else f"; known: {', '.join(sorted(runtime_names | loading_names))}"
             )
-            raise TypeError(f"load() got an unknown option {name!r}{hint}")
+            raise TypeError(f"unknown option {name!r}{hint}")
     runtime = {name: value for name, value in options.items() if name in runtime_names}
     return runtime, {name: value for name, value in options.items() if name not in runtime_names}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class Reranker:
         configured = read_settings(loaded.embedding_files).max_length
         length = limit(self.spec.context, self.tokenizer, configured, max_length)
         self._encode = Encoding(
-            self.tokenizer, length, True if truncate is None else truncate, self.model_id or str(id_or_path)
+            self.tokenizer, length, True if truncate is None else truncate, self.model_id or str(id_or_path), pairs=True
         )
         self._engine = EncoderEngine(loaded, self.runtime)
 
@@ -77,8 +77,8 @@ class Reranker:
 
     def score(
         self,
-        query: str | Sequence[tuple[str, str]],
-        passages: Sequence[str] | None = None,
+        query: str | Iterable[tuple[str, str]],
+        passages: Iterable[str] | None = None,
         batch_size: int = 32,
         show_progress: bool = False,
     ) -> np.ndarray:
@@ -98,8 +98,8 @@ class Reranker:
 
     def logits(
         self,
-        query: str | Sequence[tuple[str, str]],
-        passages: Sequence[str] | None = None,
+        query: str | Iterable[tuple[str, str]],
+        passages: Iterable[str] | None = None,
         batch_size: int = 32,
         show_progress: bool = False,
     ) -> np.ndarray:
@@ -125,13 +125,14 @@ class Reranker:
         return checkpoint.save(self._loaded, Path(path))
 
 
-def _pairs(query: str | Sequence[tuple[str, str]], passages: Sequence[str] | None) -> list[tuple[str, str]]:
+def _pairs(query: str | Iterable[tuple[str, str]], passages: Iterable[str] | None) -> list[tuple[str, str]]:
     if isinstance(query, str):
         if passages is None or isinstance(passages, str):
             raise TypeError("score(query, passages) takes a list of passages; for one passage give a list of one")
+        passages = list(passages)
         check_texts(passages, "passages")
         return [(query, passage) for passage in passages]
-    if passages is not None:
+    if passages is not None or not isinstance(query, Iterable):
         raise TypeError("give score(query, passages), or score(pairs) with (query, passage) pairs and nothing else")
     pairs = []
     for i, pair in enumerate(query):

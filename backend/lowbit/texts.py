@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,30 +23,39 @@ NEED_JSON = frozenset({"roberta", "xlm-roberta", "mpnet", "modernbert"})  # fami
 
 
 class Encoding:
-    """The tokenizer of an embedder or reranker. max_length: tokens of a text, special ones included."""
+    """The tokenizer of an embedder or reranker. max_length: tokens of a text or pair, special ones included."""
 
-    def __init__(self, tokenizer: Tokenizer, max_length: int, truncate: bool, model_id: str) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, max_length: int, truncate: bool, model_id: str, pairs: bool = False
+    ) -> None:
         self.max_length = max_length
         self.truncate = truncate
         self._backend = tokenizer.backend
         self._model_id = model_id
         self._lock = threading.Lock()
         self._told = False
-        if truncate:
-            self._backend.enable_truncation(max_length)  # pairs: from the longer of the two
+        # Of a pair the library keeps every piece of one text beside every piece of the other: two texts of 1 MB are
+        # more than the memory, so pairs are cut here.
+        self._cuts_pairs = truncate and pairs
+        if truncate and not pairs:
+            self._backend.enable_truncation(max_length)
 
     def __call__(self, texts: Sequence[str | tuple[str, str]], first: int = 0) -> list[Any]:
-        """Returns the tokenizers library's encodings of texts or pairs, `first` being the callers' number of texts[0].
+        """Returns encodings of texts or pairs (ids, type_ids), `first` being the callers' number of texts[0].
 
         Raises ValueError for a text without tokens, for one that is too long and must not be cut, and for one that is
         not Unicode.
         """
         try:
-            encodings = self._backend.encode_batch(list(texts))
+            encodings: list[Any] = self._backend.encode_batch(list(texts))
         except TypeError:
             _refuse_surrogates(texts, first)
             raise
         for i, encoding in enumerate(encodings):
+            is_cut = bool(encoding.overflowing)
+            if self._cuts_pairs and len(encoding) > self.max_length:
+                encodings[i] = encoding = cut_pair(encoding, self.max_length)
+                is_cut = True
             count = len(encoding)
             if count == 0:
                 raise ValueError(
@@ -56,7 +66,7 @@ class Encoding:
                     f"texts[{first + i}] has {count} tokens, the limit of {self._model_id} is {self.max_length}; split "
                     "it, or pass truncate=True to cut it"
                 )
-            if encoding.overflowing and not self._told:
+            if is_cut and not self._told:
                 self._tell(first + i)
         return encodings
 
@@ -69,6 +79,30 @@ class Encoding:
             "texts[%d] has more than the %d tokens that %s reads and was cut; this is said once", index,
             self.max_length, self._model_id,
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What is left of an encoding: token ids, and which of a pair's texts each belongs to, int32 [tokens]."""
+
+    ids: np.ndarray
+    type_ids: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def cut_pair(encoding: Any, max_length: int) -> Cut:
+    """Returns a pair's encoding with the ends of its texts left out, of the longer one first, as the library cuts."""
+    text = np.array([-1 if number is None else number for number in encoding.sequence_ids])
+    counts = [int((text == number).sum()) for number in (0, 1)]
+    room = max(0, max_length - int((text < 0).sum()))
+    few = min(*counts, room // 2)  # of the shorter one; the first, if both are equally long
+    kept = (few, room - few) if counts[0] <= counts[1] else (room - few, few)
+    stay = text < 0
+    for number in (0, 1):
+        stay[np.flatnonzero(text == number)[: kept[number]]] = True
+    return Cut(np.array(encoding.ids, np.int32)[stay], np.array(encoding.type_ids, np.int32)[stay])
 
 
 def _refuse_surrogates(texts: Sequence[str | tuple[str, str]], first: int) -> None:

@@ -43,6 +43,8 @@ class _EmbedderEmbeddings(BaseModel, Embeddings):
 
     def embed_documents_array(self, texts: list[str]) -> np.ndarray:
         """Returns the vectors of documents, float32 [n, dim]; what a vector store takes without a list per text."""
+        if texts is None or isinstance(texts, str | bytes):
+            raise TypeError(f"texts is {type(texts).__name__}; give a list of texts, for one text use embed_query")
         return self._encode([self._before_document(text) if isinstance(text, str) else text for text in texts])
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:

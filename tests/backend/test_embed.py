@@ -202,6 +202,12 @@ def test_only_strings(embedder, texts, message):
         embedder.encode(texts)
 
 
+@pytest.mark.parametrize("texts", ["w5 w6", b"w5", None])
+def test_a_stream_is_of_texts_not_of_one(embedder, texts):
+    with pytest.raises(TypeError, match="give an iterable of strings, for one string use encode"):
+        embedder.encode_stream(texts)
+
+
 def test_half_a_surrogate_pair_is_no_text(embedder):
     with pytest.raises(ValueError, match=r"texts\[33\] holds half a surrogate pair at character 3"):
         list(embedder.encode_stream(iter(["w5"] * 33 + ["w5 \ud800"]), batch_size=1))
@@ -212,6 +218,10 @@ def test_bad_arguments(embedder, sentence):
         embedder.encode(["w5"], batch_size=0)
     with pytest.raises(ValueError, match="vectors have 48 numbers"):
         embedder.encode(["w5"], truncate_dim=49)
+    with pytest.raises(ValueError, match="truncate_dim='8' is not possible"):
+        embedder.encode(["w5"], truncate_dim="8")
+    with pytest.raises(TypeError, match="prompt is int, it must be a string"):
+        embedder.encode(["w5"], prompt=3)
     with pytest.raises(ValueError, match="unknown output 'int4'"):
         embedder.encode(["w5"], output="int4")
     with pytest.raises(TypeError, match="did you mean 'threads'"):
@@ -410,6 +420,9 @@ def test_only_pairs_of_strings(reranker):
         reranker.score([("w5", "w6"), "w7"])
     with pytest.raises(TypeError, match="nothing else"):
         reranker.score([("w5", "w6")], ["w7"])
+    with pytest.raises(TypeError, match="give score"):
+        reranker.score(None)
+    assert reranker.score("w5", iter(["w6", "w7"])).shape == (2,)
     assert reranker.score("w5", [" ".join(["w6"] * 100)]).shape == (1,)  # cut to the 24 positions
 
 

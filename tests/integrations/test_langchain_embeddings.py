@@ -201,6 +201,13 @@ def test_bad_arguments_are_told_before_anything_is_loaded(cls, monkeypatch):
 
 
 @pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("texts", ["one text", None])
+def test_one_text_is_no_list_of_letters(cls, fake, texts):
+    with pytest.raises(TypeError, match="give a list of texts, for one text use embed_query"):
+        cls(model_name="m").embed_documents(texts)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
 async def test_async_twins_leave_the_loop_free(cls, fake, monkeypatch):
     monkeypatch.setattr(FakeEmbedder, "wait", 0.3)
     embeddings = cls(model_name="m")
