@@ -1,11 +1,14 @@
 """How many texts per second does the encoder embed, and how long does one short query take?
 
 Random weights in the shapes of bge-small and bge-base, token ids in and vectors out (tokenising is not timed). Formats
-are sampled in turn in one process. Reports texts/s at `--batch` texts of `--tokens` tokens and milliseconds for one
-text of 16 tokens, as median and best, the rate of multiply-adds in the linear layers, with --phases the time by phase.
+are sampled in turn in one process. Reports texts/s at `--batch` texts of `--tokens` tokens, texts/s of a mix of lengths
+as passages have, and milliseconds for one text of 16 tokens, as median and best, the rate of multiply-adds in the
+linear layers, with --phases the time by phase. The mix: 64 lengths of a log-normal distribution (median 60 tokens,
+sigma 0.7, cut to 8 to 256; mean 78), sorted, in batches of 32, as all of them embed a list of texts.
 
 With --rivals PYTHON (of an environment with torch, transformers, onnxruntime, openvino, nncf) each round also times
-rivals/embed.py's kinds on the same shapes, in processes of their own that wait while others run.
+rivals/embed.py's kinds on the same shapes, in processes of their own that wait while others run. --keep DIR keeps their
+converted models.
 
     python benchmarks/bench_embed.py --shapes bge-small bge-base --formats sym_int8 sym_int4
     python benchmarks/bench_embed.py --formats sym_int8 --rivals ENV/bin/python
@@ -14,6 +17,7 @@ rivals/embed.py's kinds on the same shapes, in processes of their own that wait 
 import argparse
 import json
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,7 @@ from lowbit import ops
 from lowbit.models import EncoderSpec
 from lowbit.quantize import quantize
 from lowbit.runtime import Runtime
+from lowbit.tensor_formats import TensorFormats
 
 SHAPES = {
     "bge-small": {"hidden_size": 384, "layers": 12, "heads": 12, "ffn_size": 1536},
@@ -32,7 +37,7 @@ SHAPES = {
 }
 RIVALS = ["torch-fp32", "torch-bf16", "onnx-fp32", "onnx-int8", "openvino-fp32", "openvino-bf16", "openvino-int8"]
 VOCAB = 30522
-QUERY_TOKENS = 16
+QUERY_TOKENS, QUERIES = 16, 20
 
 
 def spec_of(shape: str) -> EncoderSpec:
@@ -43,15 +48,18 @@ def spec_of(shape: str) -> EncoderSpec:
 
 
 def tensors_of(spec: EncoderSpec, low_bit: str, seed: int = 0) -> dict[str, Any]:
-    """Returns random weights: matrices in a format, embeddings in sym_int8 or that float format."""
+    """Returns random weights in the formats and groups that an Embedder has in that format."""
     random = np.random.default_rng(seed)
     hidden, ffn = spec.hidden_size, spec.ffn_size
-    outer = low_bit if low_bit in ("fp32", "bf16", "fp16") else "sym_int8"
+    formats = TensorFormats.choose(low_bit, None, None, None, None, task="embed")
+    body, outer = formats.body, formats.embedding
+    assert body is not None
+    assert outer is not None
     tensors: dict[str, Any] = {}
 
-    def matrix(name: str, rows: int, k: int, form: str) -> None:
+    def matrix(name: str, rows: int, k: int) -> None:
         weight = random.standard_normal((rows, k), np.float32) / np.float32(k**0.5)
-        tensors[f"{name}.weight"] = quantize(weight, form)
+        tensors[f"{name}.weight"] = quantize(weight, body)
         tensors[f"{name}.bias"] = random.standard_normal(rows, np.float32) * np.float32(0.1)
 
     def norm(name: str) -> None:
@@ -62,27 +70,34 @@ def tensors_of(spec: EncoderSpec, low_bit: str, seed: int = 0) -> dict[str, Any]
     norm("embedding_norm")
     for i in range(spec.layers):
         at = f"layers.{i}"
-        matrix(f"{at}.qkv", 3 * hidden, hidden, low_bit)
-        matrix(f"{at}.o", hidden, hidden, low_bit)
-        matrix(f"{at}.up", ffn, hidden, low_bit)
-        matrix(f"{at}.down", hidden, ffn, low_bit)
+        matrix(f"{at}.qkv", 3 * hidden, hidden)
+        matrix(f"{at}.o", hidden, hidden)
+        matrix(f"{at}.up", ffn, hidden)
+        matrix(f"{at}.down", hidden, ffn)
         norm(f"{at}.attention_norm")
         norm(f"{at}.ffn_norm")
     return tensors
 
 
-def texts_of(count: int, tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns token ids of `count` texts and where each ends."""
-    ids = np.random.default_rng(1).integers(1000, VOCAB, count * tokens).astype(np.int32)
-    return ids, np.arange(tokens, count * tokens + 1, tokens, dtype=np.int64)
+def mixed_lengths() -> list[list[int]]:
+    """Returns the lengths of the mix, longest first, in batches."""
+    drawn = np.random.default_rng(2).lognormal(np.log(60), 0.7, 64)
+    lengths = sorted((int(n) for n in drawn.clip(8, 256)), reverse=True)
+    return [lengths[:32], lengths[32:]]
+
+
+def texts_of(lengths: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns token ids of texts and where each ends."""
+    ids = np.random.default_rng(1).integers(1000, VOCAB, sum(lengths)).astype(np.int32)
+    return ids, np.cumsum(lengths, dtype=np.int64)
 
 
 class Rival:
     """A process of another environment that embeds the same shape when it is told to."""
 
-    def __init__(self, python: str, kind: str, shape: str, threads: int) -> None:
+    def __init__(self, python: str, kind: str, shape: str, threads: int, keep: Path) -> None:
         script = Path(__file__).parent / "rivals" / "embed.py"
-        command = [python, str(script), kind, json.dumps(SHAPES[shape]), str(threads)]
+        command = [python, str(script), kind, json.dumps(SHAPES[shape]), str(threads), str(keep / shape)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
@@ -90,16 +105,16 @@ class Rival:
         if self._process.stdout.readline().strip() != "ready":
             raise RuntimeError(f"{kind} did not start: run {' '.join(command[:3])} ... by hand to see why")
 
-    def seconds(self, count: int, tokens: int, repeat: int) -> float:
-        """Returns the mean seconds of a call over `repeat` calls."""
+    def seconds(self, batches: list[list[int]]) -> float:
+        """Returns the seconds of a call for each of these batches."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         total = 0.0
-        for _ in range(repeat):
-            self._process.stdin.write(f"batch {count} {tokens}\n")
+        for lengths in batches:
+            self._process.stdin.write(f"{json.dumps(lengths)}\n")
             self._process.stdin.flush()
             total += float(self._process.stdout.readline())
-        return total / repeat
+        return total
 
     def close(self) -> None:
         self._process.terminate()
@@ -122,10 +137,11 @@ def main() -> None:
     )
     parser.add_argument("--rivals", metavar="PYTHON", help="interpreter of an environment that has the rivals")
     parser.add_argument("--kinds", nargs="+", default=RIVALS, help="rivals to run")
+    parser.add_argument("--keep", metavar="DIR", help="keeps the rivals' converted models between runs")
     parser.add_argument("--json", help="also write the figures to this file; - for standard output")
     args = parser.parse_args()
     runtime = Runtime(threads=args.threads, tier=args.tier, compute=args.compute).resolve()
-    batch, query = texts_of(args.batch, args.tokens), texts_of(1, QUERY_TOKENS)
+    works = {"full": [[args.tokens] * args.batch], "mix": mixed_lengths(), "query": [[QUERY_TOKENS]] * QUERIES}
     clock = time.perf_counter if args.clock == "wall" else time.process_time
     rows = []
     for shape in args.shapes:
@@ -134,42 +150,45 @@ def main() -> None:
             f: ops.encoder(spec.to_dict(), tensors_of(spec, f), args.compute, runtime.tier) for f in args.formats
         }
 
-        def seconds(encoder: Any, texts: tuple[np.ndarray, np.ndarray], repeat: int) -> float:
+        def seconds(encoder: Any, batches: list[tuple[np.ndarray, np.ndarray]]) -> float:
             start = clock()
-            for _ in range(repeat):
+            for texts in batches:
                 ops.embed(encoder, *texts, None, ("mean",), runtime.pool)
-            return (clock() - start) / repeat
+            return clock() - start
 
-        kinds = args.kinds if args.rivals else ()
-        rivals = {kind: Rival(args.rivals, kind, shape, runtime.threads) for kind in kinds}
-        full = common.interleave(
-            {f: lambda e=e: seconds(e, batch, 1) for f, e in encoders.items()}
-            | {kind: lambda r=r: r.seconds(args.batch, args.tokens, 1) for kind, r in rivals.items()},
-            args.rounds,
-        )
-        single = common.interleave(
-            {f: lambda e=e: seconds(e, query, 20) for f, e in encoders.items()}
-            | {kind: lambda r=r: r.seconds(1, QUERY_TOKENS, 20) for kind, r in rivals.items()},
-            args.rounds,
-        )
-        for rival in rivals.values():
-            rival.close()
+        with tempfile.TemporaryDirectory() as scratch:
+            kinds = args.kinds if args.rivals else ()
+            keep = Path(args.keep or scratch).resolve()
+            rivals = {kind: Rival(args.rivals, kind, shape, runtime.threads, keep) for kind in kinds}
+            samples = {}
+            for work, batches in works.items():
+                ids = [texts_of(lengths) for lengths in batches]
+                samples[work] = common.interleave(
+                    {f: lambda e=e, ids=ids: seconds(e, ids) for f, e in encoders.items()}
+                    | {kind: lambda r=r, batches=batches: r.seconds(batches) for kind, r in rivals.items()},
+                    args.rounds,
+                )
+            for rival in rivals.values():
+                rival.close()
         layer = 4 * spec.hidden_size**2 + 2 * spec.hidden_size * spec.ffn_size
+        mixed = sum(map(len, works["mix"]))
         for name in (*encoders, *rivals):
-            median = common.median(full[name])
+            full, mix, query = (samples[work][name] for work in works)
             row = {
                 "shape": shape,
                 "format": name,
-                "texts_s": round(args.batch / median, 1),
-                "texts_s_best": round(args.batch / min(full[name]), 1),
-                "query_ms": round(common.median(single[name]) * 1e3, 2),
-                "query_ms_best": round(min(single[name]) * 1e3, 2),
-                "linear_gmac_s": round(spec.layers * layer * args.batch * args.tokens / median / 1e9, 1),
+                "texts_s": round(args.batch / common.median(full), 1),
+                "texts_s_best": round(args.batch / min(full), 1),
+                "mix_texts_s": round(mixed / common.median(mix), 1),
+                "mix_texts_s_best": round(mixed / min(mix), 1),
+                "query_ms": round(common.median(query) / QUERIES * 1e3, 2),
+                "query_ms_best": round(min(query) / QUERIES * 1e3, 2),
+                "linear_gmac_s": round(spec.layers * layer * args.batch * args.tokens / common.median(full) / 1e9, 1),
             }
             if args.phases and name in encoders:
                 encoder = encoders[name]
                 encoder.profile(True)
-                seconds(encoder, batch, 1)
+                seconds(encoder, [texts_of(*works["full"])])
                 row["phase_ms"] = {p: round(s * 1e3, 2) for p, s in encoder.phase_seconds().items() if s}
                 encoder.profile(False)
             rows.append(row)
