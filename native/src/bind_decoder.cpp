@@ -1,12 +1,8 @@
 // Decoder and KvCache as Python sees them. A spec crosses as ModelSpec.to_dict(), field by field.
-#include <algorithm>
-#include <memory>
-#include <stdexcept>
-
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/unique_ptr.h>
 
-#include "bind_spec.h"
+#include "bind_model.h"
 #include "lowbit/decoder.h"
 
 using namespace lowbit;
@@ -35,29 +31,12 @@ ModelSpec read_spec(nb::dict data) {
     return spec;
 }
 
-using Tokens = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-
-// Keeps the arrays alive that the decoder views.
-struct BoundDecoder {
-    std::vector<Bytes> arrays;
-    std::unique_ptr<Decoder> decoder;
-};
-
-void construct(BoundDecoder* self, nb::dict spec, nb::dict packed, nb::dict vectors, const std::string& compute,
-               const std::string& tier, const std::vector<std::string>& exact) {
-    const Tier at = read_tier(tier);
-    BoundWeights bound = read_weights(packed, vectors, exact);
-    new (self)
-        BoundDecoder{std::move(bound.arrays),
-                     std::make_unique<Decoder>(read_spec(spec), std::move(bound.weights),
-                                               static_cast<Compute>(index_of(kComputes, compute, "compute type")), at)};
-}
+using BoundDecoder = Bound<Decoder>;
+using Items = std::vector<std::tuple<nb::object, Tokens, bool>>;
 
 // Calls `pass` of the decoder for [rows][width] results.
-nb::ndarray<nb::numpy, float, nb::ndim<2>> run(BoundDecoder& self, ThreadPool& pool,
-                                               const std::vector<std::tuple<nb::object, Tokens, bool>>& items,
-                                               int64_t width,
-                                               void (Decoder::*pass)(ThreadPool&, const std::vector<Part>&, float*)) {
+Rows run(BoundDecoder& self, ThreadPool& pool, const Items& items, int64_t width,
+         void (Decoder::*pass)(ThreadPool&, const std::vector<Part>&, float*)) {
     std::vector<Part> parts;
     int64_t rows = 0;
     for (const auto& [cache, tokens, all_logits] : items) {
@@ -65,29 +44,20 @@ nb::ndarray<nb::numpy, float, nb::ndim<2>> run(BoundDecoder& self, ThreadPool& p
         parts.push_back({nb::cast<KvCache*>(cache), tokens.data(), count, all_logits});
         rows += all_logits ? count : 1;
     }
-    std::unique_ptr<float[]> out(new float[static_cast<size_t>(rows * width)]);
-    {
-        nb::gil_scoped_release release;
-        ((*self.decoder).*pass)(pool, parts, out.get());
-    }
-    float* data = out.release();
-    nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-    return {data, {static_cast<size_t>(rows), static_cast<size_t>(width)}, owner};
+    return rows_of(rows, width, [&](float* out) { ((*self.model).*pass)(pool, parts, out); });
+}
+
+Rows forward(BoundDecoder& self, ThreadPool& pool, const Items& items) {
+    return run(self, pool, items, self.model->spec().vocab_size, &Decoder::forward);
+}
+
+Rows hidden_states(BoundDecoder& self, ThreadPool& pool, const Items& items) {
+    return run(self, pool, items, self.model->spec().hidden_size, &Decoder::hidden_states);
 }
 
 std::map<std::string, double> activation_errors(BoundDecoder& self, ThreadPool& pool, Tokens tokens) {
     nb::gil_scoped_release release;
-    return self.decoder->activation_errors(pool, tokens.data(), static_cast<int64_t>(tokens.shape(0)));
-}
-
-using Items = std::vector<std::tuple<nb::object, Tokens, bool>>;
-
-nb::ndarray<nb::numpy, float, nb::ndim<2>> forward(BoundDecoder& self, ThreadPool& pool, const Items& items) {
-    return run(self, pool, items, self.decoder->spec().vocab_size, &Decoder::forward);
-}
-
-nb::ndarray<nb::numpy, float, nb::ndim<2>> hidden_states(BoundDecoder& self, ThreadPool& pool, const Items& items) {
-    return run(self, pool, items, self.decoder->spec().hidden_size, &Decoder::hidden_states);
+    return self.model->activation_errors(pool, tokens.data(), static_cast<int64_t>(tokens.shape(0)));
 }
 
 }  // namespace
@@ -110,20 +80,10 @@ void bind_decoder(nb::module_& m) {
         .def("fork", &KvCache::fork, nb::arg("length"));
     m.def("kv_bytes", &KvCache::bytes, nb::arg("caches"));
 
-    nb::class_<BoundDecoder>(m, "Decoder")
-        .def("__init__", &construct, nb::arg("spec"), nb::arg("packed"), nb::arg("vectors"), nb::arg("compute"),
-             nb::arg("tier"), nb::arg("exact"))
+    bind_model<Decoder>(m, "Decoder", read_spec)
         .def("forward", &forward, nb::arg("pool"), nb::arg("parts"))
         .def("hidden_states", &hidden_states, nb::arg("pool"), nb::arg("parts"))
-        .def("activation_errors", &activation_errors, nb::arg("pool"), nb::arg("tokens"))
-        .def(
-            "profile", [](BoundDecoder& d, bool on) { d.decoder->profile(on); }, nb::arg("on"))
-        .def("phase_seconds", [](const BoundDecoder& d) {
-            const PhaseTimes times = d.decoder->phase_times();
-            nb::dict result;
-            for (int i = 0; i < kPhases; i++) result[kPhaseNames[i]] = times.seconds[i];
-            return result;
-        });
+        .def("activation_errors", &activation_errors, nb::arg("pool"), nb::arg("tokens"));
 
     m.def("spec_fields", [] {  // what crosses, by struct
         nb::dict result;

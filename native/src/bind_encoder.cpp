@@ -1,10 +1,9 @@
 // Encoder as Python sees it. A spec crosses as EncoderSpec.to_dict(), field by field.
-#include <memory>
 #include <stdexcept>
 
 #include <nanobind/stl/map.h>
 
-#include "bind_spec.h"
+#include "bind_model.h"
 #include "lowbit/encoder.h"
 
 using namespace lowbit;
@@ -31,23 +30,8 @@ EncoderSpec read_spec(nb::dict data) {
     return spec;
 }
 
-using Tokens = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using BoundEncoder = Bound<Encoder>;
 using Ends = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-
-// Keeps the arrays alive that the encoder views.
-struct BoundEncoder {
-    std::vector<Bytes> arrays;
-    std::unique_ptr<Encoder> encoder;
-};
-
-void construct(BoundEncoder* self, nb::dict spec, nb::dict packed, nb::dict vectors, const std::string& compute,
-               const std::string& tier, const std::vector<std::string>& exact) {
-    const Tier at = read_tier(tier);
-    const Compute type = static_cast<Compute>(index_of(kComputes, compute, "compute type"));
-    BoundWeights bound = read_weights(packed, vectors, exact);
-    new (self) BoundEncoder{std::move(bound.arrays),
-                            std::make_unique<Encoder>(read_spec(spec), std::move(bound.weights), type, at)};
-}
 
 // Checks that the arrays of a call belong together.
 Texts texts_of(const Tokens& tokens, const std::optional<Tokens>& types, const Ends& ends) {
@@ -63,70 +47,46 @@ Texts texts_of(const Tokens& tokens, const std::optional<Tokens>& types, const E
     return {tokens.data(), types ? types->data() : nullptr, ends.data(), count};
 }
 
-using Result = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
-
-template <class Run>
-Result run(size_t rows, size_t columns, Run&& pass) {
-    std::unique_ptr<float[]> out(new float[rows * columns]);
-    {
-        nb::gil_scoped_release release;
-        pass(out.get());
-    }
-    float* data = out.release();
-    nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-    return {data, {rows, columns}, owner};
-}
-
-Result hidden_states(BoundEncoder& self, ThreadPool& pool, Tokens tokens, std::optional<Tokens> types, Ends ends) {
+Rows hidden_states(BoundEncoder& self, ThreadPool& pool, Tokens tokens, std::optional<Tokens> types, Ends ends) {
     const Texts texts = texts_of(tokens, types, ends);
-    return run(tokens.shape(0), self.encoder->spec().hidden_size,
-               [&](float* out) { self.encoder->hidden_states(pool, texts, out); });
+    return rows_of(tokens.shape(0), self.model->spec().hidden_size,
+               [&](float* out) { self.model->hidden_states(pool, texts, out); });
 }
 
-Result embed(BoundEncoder& self, ThreadPool& pool, Tokens tokens, std::optional<Tokens> types, Ends ends,
+Rows embed(BoundEncoder& self, ThreadPool& pool, Tokens tokens, std::optional<Tokens> types, Ends ends,
              const std::vector<std::string>& names) {
     const Texts texts = texts_of(tokens, types, ends);
     std::vector<Pooling> poolings;
     for (const std::string& name : names)
         poolings.push_back(static_cast<Pooling>(index_of(kPoolingNames, name, "pooling")));
-    return run(ends.shape(0), names.size() * self.encoder->spec().hidden_size,
-               [&](float* out) { self.encoder->embed(pool, texts, poolings, out); });
+    return rows_of(ends.shape(0), names.size() * self.model->spec().hidden_size,
+               [&](float* out) { self.model->embed(pool, texts, poolings, out); });
 }
 
-Result classify(BoundEncoder& self, ThreadPool& pool, Tokens tokens, std::optional<Tokens> types, Ends ends) {
+Rows classify(BoundEncoder& self, ThreadPool& pool, Tokens tokens, std::optional<Tokens> types, Ends ends) {
     const Texts texts = texts_of(tokens, types, ends);
-    return run(ends.shape(0), self.encoder->spec().labels,
-               [&](float* out) { self.encoder->classify(pool, texts, out); });
+    return rows_of(ends.shape(0), self.model->spec().labels,
+               [&](float* out) { self.model->classify(pool, texts, out); });
 }
 
 std::map<std::string, double> activation_errors(BoundEncoder& self, ThreadPool& pool, Tokens tokens,
                                                 std::optional<Tokens> types, Ends ends) {
     const Texts texts = texts_of(tokens, types, ends);
     nb::gil_scoped_release release;
-    return self.encoder->activation_errors(pool, texts);
+    return self.model->activation_errors(pool, texts);
 }
 
 }  // namespace
 
 void bind_encoder(nb::module_& m) {
-    nb::class_<BoundEncoder>(m, "Encoder")
-        .def("__init__", &construct, nb::arg("spec"), nb::arg("packed"), nb::arg("vectors"), nb::arg("compute"),
-             nb::arg("tier"), nb::arg("exact"))
+    bind_model<Encoder>(m, "Encoder", read_spec)
         .def("hidden_states", &hidden_states, nb::arg("pool"), nb::arg("tokens"), nb::arg("types").none(),
              nb::arg("ends"))
         .def("embed", &embed, nb::arg("pool"), nb::arg("tokens"), nb::arg("types").none(), nb::arg("ends"),
              nb::arg("poolings"))
         .def("classify", &classify, nb::arg("pool"), nb::arg("tokens"), nb::arg("types").none(), nb::arg("ends"))
         .def("activation_errors", &activation_errors, nb::arg("pool"), nb::arg("tokens"), nb::arg("types").none(),
-             nb::arg("ends"))
-        .def(
-            "profile", [](BoundEncoder& e, bool on) { e.encoder->profile(on); }, nb::arg("on"))
-        .def("phase_seconds", [](const BoundEncoder& e) {
-            const PhaseTimes times = e.encoder->phase_times();
-            nb::dict result;
-            for (int i = 0; i < kPhases; i++) result[kPhaseNames[i]] = times.seconds[i];
-            return result;
-        });
+             nb::arg("ends"));
     m.def("encoder_spec_fields", [] {  // what crosses
         nb::list spec;
 #define X(field) spec.append(#field);
