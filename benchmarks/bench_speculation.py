@@ -104,9 +104,9 @@ def main() -> None:
         row = {"shape": shape, "format": args.format, "draft": engine.exact_tokens - 1}
         for kind in texts:
             row[f"{kind}_tok_s"] = round(common.median(samples[kind, True]), 1)
-            row[f"{kind}_ratio"] = round(common.ratio(samples[kind, True], samples[kind, False]), 2)
+            row[f"{kind}_ratio"] = f"{common.ratio(samples[kind, True], samples[kind, False]):.2f}"
         for agree in args.agree if draft else []:
-            row[f"guessed_{agree:g}_ratio"] = round(common.ratio(samples["new", agree], samples["new", False]), 2)
+            row[f"guessed_{agree:g}_ratio"] = f"{common.ratio(samples['new', agree], samples['new', False]):.2f}"
         rows.append(row)
     common.report("speculation", rows, args.json, threads=args.threads)
 

@@ -45,8 +45,39 @@ class Drafter(Protocol):
         """Ends the row."""
 
 
-class Pace:
-    """How long the next draft is to be: as long as the last ones were good, none for a while where they do not pay.
+class Pauses:
+    """When to draft: not for a while, twice as long each time, after drafts that did not pay."""
+
+    def __init__(self) -> None:
+        self._pause = FIRST_PAUSE
+        self._wait = 0
+
+    def over(self) -> bool:
+        """Returns whether to draft; counts the step."""
+        if self._wait:
+            self._wait -= 1
+            return False
+        return True
+
+    def learn(self, paid: bool) -> None:
+        if paid:
+            self._pause = FIRST_PAUSE
+        else:
+            self._wait, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE)
+
+
+class Pace(Protocol):
+    """How long the next draft is to be."""
+
+    def length(self, room: int) -> int:
+        """Returns how many tokens to draft, at most `room`; counts the step."""
+
+    def learn(self, drafted: int, accepted: int) -> None:
+        """Takes note of how the last draft went."""
+
+
+class BurstPace:
+    """For guesses that are all right for a while and then all wrong, as quotations: as long as the last ones were good.
 
     cost: of a drafted token, in steps of the model.
     """
@@ -56,31 +87,52 @@ class Pace:
         self._cost = cost
         self._length = min(4, longest)
         self._gain = 0.0  # steps saved per draft, recent ones counted more
-        self._pause = FIRST_PAUSE
-        self._wait = 0
+        self._pauses = Pauses()
 
     def length(self, room: int) -> int:
-        """Returns how many tokens to draft, at most `room`; counts the step."""
         length = min(self._length, room)
-        if length >= 1 and self._wait:
-            self._wait -= 1
-            return 0
-        return max(0, length)
+        return length if length >= 1 and self._pauses.over() else 0
 
     def learn(self, drafted: int, accepted: int) -> None:
         self._length = min(self._longest, 2 * drafted) if accepted == drafted else max(1, accepted + 1)
         self._gain += 0.3 * (accepted - self._cost * drafted - self._gain)
-        if self._gain >= 0:
-            self._pause = FIRST_PAUSE
-        else:
-            self._wait, self._pause, self._gain = self._pause, min(2 * self._pause, LONGEST_PAUSE), 0.0
+        paid = self._gain >= 0
+        self._pauses.learn(paid)
+        if not paid:
+            self._gain = 0.0
+
+
+class SteadyPace:
+    """For guesses each of which is right with about the same probability p, as a draft model's.
+
+    The n-th token of a draft is accepted with probability p^n and pays where that is above its cost, in steps of the
+    model; p is that of about the last 20 guesses.
+    """
+
+    def __init__(self, longest: int, cost: float) -> None:
+        self._longest = longest
+        self._cost = cost
+        self._right, self._guesses = 3.2, 4.0  # nothing is known yet: 4 of 5 are right
+        self._pauses = Pauses()
+
+    def length(self, room: int) -> int:
+        most = min(self._longest, room)
+        if most < 1 or not self._pauses.over():
+            return 0
+        share = min(max(self._right / self._guesses, 0.01), 0.99)
+        return max(1, min(most, int(math.log(min(self._cost, 1.0)) / math.log(share))))
+
+    def learn(self, drafted: int, accepted: int) -> None:
+        self._right = 0.95 * self._right + accepted
+        self._guesses = 0.95 * self._guesses + min(drafted, accepted + 1)  # none is made behind a wrong one
+        self._pauses.learn(self._right >= self._cost * self._guesses)
 
 
 class Lookup:
     """Drafts from the row's own text."""
 
     def __init__(self, longest: int) -> None:
-        self._pace = Pace(longest, TOKEN_COST)
+        self._pace = BurstPace(longest, TOKEN_COST)
 
     def draft(self, ids: np.ndarray, room: int) -> np.ndarray:
         length = self._pace.length(room)
@@ -148,7 +200,7 @@ class ModelDrafts:
     def __init__(self, model: DraftModel, longest: int, choose: Choose, limit: int) -> None:
         self._model = model
         self._choose = choose
-        self._pace = Pace(longest, TOKEN_COST + model.cost)
+        self._pace: Pace = SteadyPace(longest, TOKEN_COST + model.cost)
         self._session: Session | None = None
         self._ids = np.empty(limit, np.int32)  # what the session's cache holds, and the last token of a draft
 
@@ -161,7 +213,7 @@ class ModelDrafts:
         except Exception:  # too little memory for a second cache, NaN weights: speed is lost, not the answer
             logger.warning("the draft model failed; this answer goes on without it", exc_info=True)
             self.close()
-            self._pace = Pace(0, 0.0)
+            self._pace = SteadyPace(0, 1.0)
             return ids[:0]
 
     def learn(self, drafted: int, accepted: int) -> None:

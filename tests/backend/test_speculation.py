@@ -13,7 +13,7 @@ import toy
 from lowbit.generate import Generator, Request
 from lowbit.sampling import GenerationOptions
 from lowbit.sessions import SessionPool
-from lowbit.speculation import CATCH_UP, LONGEST_PAUSE, DraftModel, Lookup, lookup
+from lowbit.speculation import CATCH_UP, LONGEST_PAUSE, DraftModel, Lookup, SteadyPace, lookup
 from lowbit.text import TextModel
 from lowbit.tokenizer import Tokenizer
 
@@ -134,6 +134,22 @@ def test_a_lookup_learns():
         while not bad.draft(ids, 100).size:
             pauses[-1] += 1
     assert pauses == [4, 8, 16, 32, 64, LONGEST_PAUSE, LONGEST_PAUSE, LONGEST_PAUSE]
+
+
+@pytest.mark.parametrize("cost", [0.2, 0.57])
+@pytest.mark.parametrize("agree", [0.0, 0.5, 0.7, 0.9, 1.0])
+def test_a_steady_pace_finds_the_length_that_pays(agree, cost):
+    """Tokens per step's time are near those of the best fixed length, 1 without drafts."""
+    best = max(sum(agree**i for i in range(n + 1)) / (1 + cost * n) for n in range(8))
+    pace, rng, spent, tokens = SteadyPace(7, cost), np.random.default_rng(0), 0.0, 0
+    while tokens < 5000:
+        drafted = pace.length(7)
+        accepted = next((i for i in range(drafted) if rng.random() >= agree), drafted)
+        spent += 1 + cost * drafted
+        tokens += accepted + 1
+        if drafted:
+            pace.learn(drafted, accepted)
+    assert tokens / spent > 0.92 * best
 
 
 def test_rows_that_share_a_pass_do_not_speculate():
