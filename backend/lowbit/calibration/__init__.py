@@ -45,7 +45,7 @@ class Quantiser:
     sequences of token ids that the model reads; rtn uses them to weigh errors. imatrix: file of llama.cpp to weigh
     errors by instead (rtn). tokens, length: at most so many calibration tokens, in sequences of at most that length.
     damp, act_order: of GPTQ. double_quant: type the scales are rounded to, None for no rounding. seed: of the sampling
-    of inputs.
+    of inputs. sweeps: how often GPTQ fits scales and codes anew when it is through; 0 is GPTQ as it was published.
     """
 
     DOUBLE_QUANT: ClassVar[tuple[str, ...]] = DOUBLE_QUANT_TYPES
@@ -60,6 +60,7 @@ class Quantiser:
     act_order: bool = True
     double_quant: str | None = None
     seed: int = 0
+    sweeps: int = 4  # of what 8 gain, 4 give nine tenths
 
     def __post_init__(self) -> None:
         name = str(self.algorithm).lower()
@@ -77,6 +78,8 @@ class Quantiser:
             raise ValueError(f"double_quant {self.double_quant!r} is not one of {', '.join(self.DOUBLE_QUANT)}")
         if self.tokens < 1 or self.length < 1:
             raise ValueError("tokens and length must be at least 1")
+        if self.sweeps < 0:
+            raise ValueError(f"sweeps is a number of times, 0 or more, got {self.sweeps}")
 
     @property
     def needs_layers(self) -> bool:
@@ -271,9 +274,8 @@ def _pack(
     if quantiser.algorithm == "gptq":
         size = choice.format.group(group if group is not None else choice.group_size)
         assert seen.moments is not None
-        return gptq(
-            weight, seen.moments, choice, size, damp=quantiser.damp, act_order=quantiser.act_order, ratios=CLIP_RATIOS
-        )
+        options: dict[str, Any] = {"damp": quantiser.damp, "act_order": quantiser.act_order, "sweeps": quantiser.sweeps}
+        return gptq(weight, seen.moments, choice, size, ratios=CLIP_RATIOS, **options)
     return quantize(weight, choice, group, importance=seen.importance, name=name, pool=pool)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lowbit import reference
+from lowbit.calibration._refine import refine
 from lowbit.formats import FLOAT, Choice
 from lowbit.packed import PackedTensor, layout_of
 
@@ -20,13 +21,14 @@ def gptq(
     damp: float = 0.01,
     act_order: bool = True,
     ratios: tuple[float, ...] = (1.0,),
+    sweeps: int = 0,
 ) -> PackedTensor:
     """Returns a float32 matrix [rows, k] quantised by GPTQ (Frantar et al., arXiv:2210.17323, algorithm 1).
 
     moments: X^T X of the layer's inputs, [k, k]. damp: share of the mean of its diagonal that is added to it.
     act_order: columns are rounded in the order of falling diagonal, with the scales of the groups chosen beforehand;
     else in their own order, each group's scale chosen when it is reached. ratios: clip ratios each scale is chosen
-    from.
+    from. sweeps: how often scales and codes are fitted anew afterwards (_refine.py).
     """
     format = choice.format
     assert format.codes != FLOAT
@@ -34,7 +36,7 @@ def gptq(
     layout = layout_of(format, rows, k, group_size)
     multiplier = reference.scale_multiplier(format, float(np.abs(weight).max(initial=0)))
     diagonal = np.diag(moments).astype(np.float64)
-    inverse, order = _inverse_factor(moments.astype(np.float64), damp, act_order)
+    inverse, order, added = _inverse_factor(moments.astype(np.float64), damp, act_order)
     w = weight[:, order].astype(np.float32)
     codes = np.full((rows, layout.k_padded), reference.zero_code(format), np.uint8)
     groups = layout.k_padded // layout.group_size
@@ -66,12 +68,16 @@ def gptq(
             w[:, j + 1 : stop] -= np.outer(error, inverse[j, j + 1 : stop])
             errors[:, j - start] = error
         w[:, stop:] -= errors @ inverse[start:stop, stop:]
+    if sweeps and diagonal.any():
+        damped = moments + added * np.eye(k)
+        refine(weight, damped, choice, layout.group_size, multiplier, codes[:, :k], scales, minima, sweeps)
     own = -(-k // layout.group_size)  # the others are padding
     return PackedTensor.from_codes(format, group_size, codes[:, :k], scales[:, :own], minima[:, :own], multiplier)
 
 
-def _inverse_factor(moments: np.ndarray, damp: float, act_order: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (the upper Cholesky factor of the damped inverse, float32 [k, k]; the order of columns it is for)."""
+def _inverse_factor(moments: np.ndarray, damp: float, act_order: bool) -> tuple[np.ndarray, np.ndarray, float]:
+    """Returns (the upper Cholesky factor of the damped inverse, float32 [k, k]; the order of columns it is for; what
+    was added to the diagonal)."""
     k = len(moments)
     diagonal = np.diag(moments)
     order = np.argsort(-diagonal, kind="stable") if act_order else np.arange(k)
@@ -82,6 +88,6 @@ def _inverse_factor(moments: np.ndarray, damp: float, act_order: bool) -> tuple[
     while True:
         try:
             lower = np.linalg.inv(np.linalg.cholesky(moments + damp * mean * np.eye(k)))
-            return np.linalg.cholesky(lower.T @ lower).T.astype(np.float32), order
+            return np.linalg.cholesky(lower.T @ lower).T.astype(np.float32), order, damp * mean
         except np.linalg.LinAlgError:  # too few calibration tokens for this width
-            damp *= 10
+            damp = max(10 * damp, 1e-6)
