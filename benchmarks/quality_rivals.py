@@ -3,13 +3,14 @@
 The models and texts of quality.py. A rival (rivals/quality.py, in an environment of its own) quantises each model its
 own way and returns its own logits for the same sequences of ids; perplexity, and the Kullback-Leibler divergence from
 the original's predictions, which chance moves far less, are computed alike for all. Against each of a
-rival's files we put the settings of the ladder below that take no more bits than it does: the first format for the
-layers, with the first format for embedding and head that fits beside it. Nothing is chosen by the measured text.
+rival's files we put the settings of _rival_settings.py that take no more bits than it does: nothing is chosen by the
+measured text. Differences are paired by token, with their standard errors (_paired.py).
 
     python benchmarks/quality_rivals.py --llama-cpp PYTHON --bitsandbytes PYTHON --json FILE
 
 PYTHON: the interpreter of an environment with gguf, llama-cpp-python and safetensors; one with bitsandbytes, torch,
-transformers and accelerate. Results are kept in FILE, and what stands there is not computed again.
+transformers and accelerate. Results are kept in FILE, and what stands there is not computed again. FILE has the sums of
+each sequence, and under "comparisons" each difference with its standard error.
 """
 
 import argparse
@@ -18,32 +19,26 @@ import math
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import _common as common
 import numpy as np
-from quality import CASES, ROOT
+from _paired import Difference, Sums, paired
+from _rival_settings import Setting, settings_within, shapes_of, stored_bits
+from quality import CASES, ROOT, Case
 from quality_quantisers import calibration
 
 import lowbit
 from lowbit.calibration import Quantiser
 from lowbit.eval import divergence
-from lowbit.formats import FLOAT, resolve
 from lowbit.loading import measure
-from lowbit.packed import PackedTensor
 from lowbit.perplexity import token_losses
 
-# Layers: (format, group size, format of the last matrix of each MLP), most bits first. fp6 is left out: asym_int5 keeps
-# more in fewer bits (the table of formats in README.md).
-LAYERS = (
-    ("sym_int8", 64, None), ("asym_int5", 32, None), ("sym_int5", 32, None), ("sym_int5", 64, None),
-    ("asym_int4", 32, None), ("nf4", 32, "sym_int5"), ("nf4", 32, None), ("nf4", 64, None), ("nf4", 128, None),
-)  # fmt: skip
-DOWN = {"llama": "down_proj", "gpt2": "mlp.c_proj", "opt": "fc2"}  # family -> what that matrix is called
-OUTER = ("fp16", "sym_int8", "asym_int5", "sym_int5", "asym_int4", "sym_int4")  # embedding and head
+FIGURES = ("loss", "divergence")
+Figures = dict[str, list[float]]  # of FIGURES: sums over each sequence
 QUANTISERS: dict[str, Callable[[list], Quantiser]] = {
     "rtn": lambda ids: Quantiser(),
+    "importance": lambda ids: Quantiser(calibration=ids),
     "gptq": lambda ids: Quantiser("gptq", calibration=ids),
 }
 # A module of ours -> the GGUF tensors that read the same inputs.
@@ -58,78 +53,50 @@ GGUF_NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class Setting:
-    """How a model of ours is stored."""
+class Text:
+    """The sequences a case is measured on, with the original's logits for them in a file."""
 
-    format: str
-    group: int
-    down: str | None  # format of the last matrix of each MLP, where it has its own
-    outer: str
+    def __init__(self, sequences: list, exact, file: Path) -> None:
+        self.sequences = [[int(i) for i in sequence] for sequence in sequences]
+        self.counts = np.array([len(sequence) - 1 for sequence in sequences])
+        self.file = file
+        shape = (sum(map(len, sequences)), exact.spec.vocab_size)
+        logits = np.lib.format.open_memmap(file, "w+", np.float32, shape)
+        for sequence, rows in self._rows(logits):
+            rows[:] = exact.logits(sequence)
+        logits.flush()
 
-    def __str__(self) -> str:
-        own = f" ({self.down} for down)" if self.down else ""
-        return f"{self.format} {self.group}{own} / {self.outer}"
+    def _rows(self, logits: np.ndarray):
+        at = 0
+        for sequence in self.sequences:
+            yield sequence, logits[at : at + len(sequence)]
+            at += len(sequence)
 
-    def of(self, name: str) -> str:
-        """Returns the format of a tensor by its canonical name."""
-        if not name.startswith("layers."):
-            return self.outer
-        return self.down if self.down and name.endswith(".down.weight") else self.format
+    def measured(self, model) -> Figures:
+        """Returns the sums of loss and of divergence from the original's predictions over each sequence."""
+        found: Figures = {name: [] for name in FIGURES}
+        for sequence, true in self._rows(np.load(self.file, mmap_mode="r")):
+            logits = model.logits(sequence)[:-1]
+            found["loss"].append(float(token_losses(logits, np.asarray(sequence[1:])).sum()))
+            found["divergence"].append(float(divergence(true[:-1], logits).sum()))
+        return found
 
-    def bits(self, shapes: dict[str, tuple[int, int]], outer: bool) -> float:
-        """Returns stored bits per weight of layers or of what is outside; the last group of a row counts whole."""
-        stored = weights = 0
-        for name, (rows, k) in shapes.items():
-            if name.startswith("layers.") != outer:
-                row = resolve(self.of(name)).format
-                per_group = 0 if row.codes == FLOAT else 16 * (1 + row.has_min)
-                stored += rows * (k * row.bits + math.ceil(k / self.group) * per_group)
-                weights += rows * k
-        return stored / weights
-
-    def options(self, family: str) -> dict:
-        """Returns the options of `lowbit.load`."""
-        modules = {DOWN[family]: self.down} if self.down else None
-        outer = {"head_format": self.outer, "embedding_format": self.outer}
-        return {"low_bit": self.format, "group_size": self.group, "module_formats": modules, **outer}
+    def sums(self, figures: Figures, name: str) -> Sums:
+        """Returns one of the figures."""
+        return Sums(np.array(figures[name]), self.counts)
 
 
-def setting_within(shapes: dict[str, tuple[int, int]], layers: float, outer: float) -> Setting | None:
-    """Returns the first setting of at most so many bits in layers and outside, None where nothing fits."""
-    for format, group, down in LAYERS:
-        for other in OUTER:
-            setting = Setting(format, group, down, other)
-            if setting.bits(shapes, False) <= layers + 0.001 and setting.bits(shapes, True) <= outer + 0.001:
-                return setting
-    return None
-
-
-def shapes_of(model) -> dict[str, tuple[int, int]]:
-    """Returns the shapes of a model's matrices by canonical name, learned positions left out."""
-    tensors = model.loaded.tensors.items()
-    return {name: t.shape for name, t in tensors if isinstance(t, PackedTensor) and "position" not in name}
-
-
-def stored_bits(stored: dict[str, list[int]], outer: bool) -> tuple[float, str]:
-    """Returns (bits per weight, types with their share of the weights) of a rival's layers or of what is outside."""
-    parts = {name.removeprefix("outer "): v for name, v in stored.items() if name.startswith("outer ") == outer}
-    total = sum(weights for _, weights in parts.values())
-    words = " + ".join(f"{name} {weights / total:.0%}" for name, (_, weights) in sorted(parts.items()))
-    return 8 * sum(size for size, _ in parts.values()) / total, words
-
-
-def run_rival(kind: str, python: str, case, folder: Path, model, sequences: list, ids: list) -> list[dict]:
+def run_rival(kind: str, python: str, case: Case, folder: Path, model, text: Text, ids: list) -> list[dict]:
     """Returns what a rival prints for a model; nothing where it does not run such models."""
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         request = {
             "model": str(folder.resolve()),
             "vocab_size": model.spec.vocab_size,
-            "sequences": [[int(i) for i in sequence] for sequence in sequences],
+            "sequences": text.sequences,
         }
         (work / "request.json").write_text(json.dumps(request))
-        np.save(work / "exact.npy", np.concatenate([model.logits(ids) for ids in sequences]))
+        (work / "exact.npy").symlink_to(text.file)
         names = GGUF_NAMES.get(model.spec.family, {})
         if kind == "llama.cpp" and names:
             arrays = {}
@@ -154,87 +121,134 @@ def until(sequences: Iterable, tokens: int) -> list:
     return taken
 
 
+class Cells:
+    """What was computed so far, by name, kept in a file."""
+
+    def __init__(self, file: Path, tokens: int) -> None:
+        self.file, self.tokens, self.comparisons = file, tokens, []
+        kept = json.loads(file.read_text()) if file.exists() else {"tokens": tokens, "cells": {}}
+        if kept["tokens"] != tokens:
+            raise SystemExit(
+                f"{file} has figures of {kept['tokens']} tokens; give --tokens {kept['tokens']} or a new file"
+            )
+        self.known: dict[str, dict] = kept["cells"]
+
+    def get(self, key: str, compute: Callable[[], dict]) -> dict:
+        if key not in self.known:
+            self.known[key] = compute()
+            self.write()
+        return self.known[key]
+
+    def compare(self, row: dict, differences: dict[str, Difference]) -> None:
+        """Notes the differences of a cell of the table."""
+        found = {n: {"difference": d.value, "standard_error": d.error} for n, d in differences.items()}
+        self.comparisons.append(row | found)
+
+    def write(self) -> None:
+        """Writes the file."""
+        result = {"machine": common.machine(), "tokens": self.tokens, "comparisons": self.comparisons}
+        self.file.write_text(json.dumps(result | {"cells": self.known}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--llama-cpp", metavar="PYTHON")
     parser.add_argument("--bitsandbytes", metavar="PYTHON")
     parser.add_argument("--models", nargs="+", help="names of cases (default: all)")
-    parser.add_argument("--tokens", type=int, default=10_000)
+    parser.add_argument("--tokens", type=int, default=10**9, help="at most (default: all of each text)")
+    parser.add_argument("--threads", type=int, help="of ours (default: all cores); rivals have one")
     parser.add_argument("--json", type=Path, required=True, help="file of the figures, read first and added to")
     args = parser.parse_args()
 
-    known: dict[str, dict] = json.loads(args.json.read_text())["cells"] if args.json.exists() else {}
-
-    def cell(key: str, compute: Callable[[], dict]) -> dict:
-        if key not in known:
-            known[key] = compute()
-            args.json.write_text(json.dumps({"machine": common.machine(), "tokens": args.tokens, "cells": known}))
-        return known[key]
-
-    pythons = {"llama.cpp": args.llama_cpp, "bitsandbytes": args.bitsandbytes}
+    cells = Cells(args.json, args.tokens)
     for case in CASES:
         folder = case.folder(args.data)
         if not folder.exists() or (args.models and case.name not in args.models) or "Phi-3" in case.name:
             continue  # the Phi-3 is the same weights once more
-        exact = lowbit.load(str(folder), low_bit="fp32")
-        ids = calibration(case, args.data, exact)
-        sequences = until(case.sequences(args.data, exact), args.tokens)
-
-        def measured(model, exact=exact, sequences=sequences):
-            losses, divergences = [], []
-            for sequence in sequences:
-                logits = model.logits(sequence)[:-1]
-                losses.append(token_losses(logits, np.asarray(sequence[1:])))
-                divergences.append(divergence(exact.logits(sequence)[:-1], logits))
-            return {
-                "loss": float(np.concatenate(losses).mean()),
-                "divergence": float(np.concatenate(divergences).mean()),
-            }
-
-        def ours(setting, quantiser, folder=folder, ids=ids, measured=measured, family=exact.spec.family):
-            return measured(lowbit.load(str(folder), quantiser=QUANTISERS[quantiser](ids), **setting.options(family)))
-
-        fp32 = cell(f"{case.name}|fp32", lambda m=measured, e=exact: m(e))
-        print(f"\n{case.name}, fp32 {math.exp(fp32['loss']):.4g}\n")
-        print("| rival | bits | types | quality | ours | bits | " + " | ".join(QUANTISERS) + " |")
-        print("|---|--:|---|--:|---|--:|" + "--:|" * len(QUANTISERS), flush=True)
-        for kind, python in pythons.items():
-            key = f"{case.name}|{kind}"
-            if python is None and key not in known:
-                continue
-            results = cell(
-                key, lambda k=kind, p=python, c=case, f=folder, m=exact, s=sequences, i=ids: {
-                    "results": run_rival(k, p, c, f, m, s, i)
-                },
-            )["results"]  # fmt: skip
-            for result in results:
-                row_of(case, kind, result, exact, lambda key, compute, ours=ours: cell(key, lambda: ours(*compute)))
+        with tempfile.TemporaryDirectory() as scratch:
+            compare(case, folder, Path(scratch), args, cells)
+    cells.write()
+    print(f"\n{summary(cells.comparisons)}")
 
 
-def words(figures: dict, beside: dict | None = None) -> str:
-    """Returns perplexity and divergence; in italics what is worse than the figures beside it."""
-    text = [f"{math.exp(figures['loss']):.4g}", f"{figures['divergence']:.4f}"]
-    for i, name in enumerate(("loss", "divergence")):
-        if beside is not None and figures[name] > beside[name]:
-            text[i] = f"*{text[i]}*"
-    return " / ".join(text)
+def compare(case: Case, folder: Path, scratch: Path, args: argparse.Namespace, cells: Cells) -> None:
+    """Prints the table of a case."""
+    exact = lowbit.load(str(folder), low_bit="fp32", threads=args.threads)
+    ids = calibration(case, args.data, exact)
+    text = Text(until(case.sequences(args.data, exact), args.tokens), exact, scratch / "exact.npy")
+
+    def ours(setting: Setting, quantiser: str) -> Figures:
+        options = setting.options(exact.spec.family) | {"threads": args.threads}
+        return text.measured(lowbit.load(str(folder), quantiser=QUANTISERS[quantiser](ids), **options))
+
+    fp32 = text.sums(cells.get(f"{case.name}|fp32", lambda: text.measured(exact)), "loss").mean
+    size = f"{text.counts.sum():,} tokens in {len(text.counts)} sequences"
+    print(f"\n**{case.name}, fp32 {math.exp(fp32):.4g}, {size}**\n")
+    print("| rival | bits | quality | ours | bits | " + " | ".join(QUANTISERS) + " |")
+    print("|---|--:|--:|---|--:|" + "--:|" * len(QUANTISERS), flush=True)
+    for kind, python in (("llama.cpp", args.llama_cpp), ("bitsandbytes", args.bitsandbytes)):
+        key = f"{case.name}|{kind}"
+        if python is None and key not in cells.known:
+            continue
+
+        def results(kind=kind, python=python) -> dict:
+            return {"results": run_rival(kind, python, case, folder, exact, text, ids)}
+
+        found = cells.get(key, results)["results"]
+        if not found:
+            print(f"| {kind} | | does not run it | | |" + " |" * len(QUANTISERS))
+        for result in found:
+            for line in rows(case, result, exact, text, ours, cells):
+                print(f"| {line} |", flush=True)
 
 
-def row_of(case, kind: str, result: dict, model, cell: Callable[[str, tuple], dict]) -> None:
-    """Prints a rival's row with our perplexities at its size."""
-    (layers, inner), (outer, outside) = (stored_bits(result["stored"], is_outer) for is_outer in (False, True))
-    cells = [f"{kind} {result['kind']}", f"{layers:.2f} / {outer:.2f}", f"{inner} / {outside}"]
-    cells.append(words(result))
-    shapes = shapes_of(model)
-    setting = setting_within(shapes, layers, outer) if result["kind"] != "F32" else None
-    if setting is None:
-        print("| " + " | ".join([*cells, "", "", *([""] * len(QUANTISERS))]) + " |", flush=True)
-        return
-    cells += [str(setting), f"{setting.bits(shapes, False):.2f} / {setting.bits(shapes, True):.2f}"]
+def bits(*of: float) -> str:
+    """Returns bits per weight of layers, of embedding and head, and of all."""
+    return " / ".join(f"{x:.2f}" for x in of)
+
+
+def quality(text: Text, figures: Figures) -> str:
+    """Returns perplexity and divergence in thousandths."""
+    loss, away = (text.sums(figures, name).mean for name in FIGURES)
+    return f"{math.exp(loss):.4g} / {1000 * away:.2f}"
+
+
+def rows(case: Case, result: dict, exact, text: Text, ours: Callable[[Setting, str], Figures], cells: Cells):
+    """Yields the rows of a rival's file: for each of our settings beside it one."""
+    parts = [stored_bits(result["stored"], which) for which in (False, True, None)]
+    sizes, shapes = [size for size, _ in parts], shapes_of(exact)
+    theirs = [f"{result['rival']} {result['kind']}: {parts[0][1]} / {parts[1][1]}", bits(*sizes)]
+    theirs.append(quality(text, result["sums"]))
+    settings = settings_within(shapes, *sizes) if result["kind"] != "F32" else []
+    for setting in settings:
+        line = [str(setting), bits(*(setting.bits(shapes, which) for which in (False, True, None)))]
+        for name in QUANTISERS:
+            figures = cells.get(f"{case.name}|{setting}|{name}", lambda s=setting, n=name: ours(s, n))
+            found = {f: paired(text.sums(figures, f), text.sums(result["sums"], f)) for f in FIGURES}
+            line.append(f"{quality(text, figures)}<br>{found['loss']} / {found['divergence']}")
+            row = {"model": case.name, "rival": f"{result['rival']} {result['kind']}", "ours": str(setting)}
+            cells.compare(row | {"quantiser": name}, found)
+        yield " | ".join([*theirs, *line])
+        theirs = [""] * len(theirs)
+    if not settings:
+        yield " | ".join([*theirs, *([""] * (2 + len(QUANTISERS)))])
+
+
+def summary(comparisons: list[dict]) -> str:
+    """Returns how many comparisons are better and worse by more than two standard errors, by quantiser and figure."""
+    lines = [
+        "| ours | figure | comparisons | better | within two standard errors | worse |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
     for quantiser in QUANTISERS:
-        cells.append(words(cell("|".join((case.name, str(setting), quantiser)), (setting, quantiser)), result))
-    print("| " + " | ".join(cells) + " |", flush=True)
+        for figure in FIGURES:
+            found = [c[figure] for c in comparisons if c["quantiser"] == quantiser]
+            differences = [Difference(x["difference"], x["standard_error"]) for x in found]
+            better, worse = sum(d.better for d in differences), sum(d.worse for d in differences)
+            counts = (len(found), better, len(found) - better - worse, worse)
+            lines.append(f"| {quantiser} | {figure} | {' | '.join(map(str, counts))} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

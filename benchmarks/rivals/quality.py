@@ -2,8 +2,8 @@
 
 Started by quality_rivals.py with a folder and a kind. The folder holds `request.json` (the path of a Hugging Face model
 and sequences of token ids), `exact.npy` (the original's logits for them) and perhaps `imatrix.npz` (mean squares of
-inputs by GGUF tensor name, for llama.cpp). Prints one JSON line for each way of quantising: mean loss, mean divergence
-from the original's predictions, predictions, bytes and weights by tensor type.
+inputs by GGUF tensor name, for llama.cpp). Prints one JSON line for each way of quantising: the sums of loss and of
+divergence from the original's predictions over each sequence, bytes and weights by tensor type.
 
 llama.cpp: needs gguf, llama-cpp-python, safetensors. bitsandbytes: needs it, torch, transformers, accelerate.
 """
@@ -159,15 +159,14 @@ def main() -> None:
     request = json.loads((work / "request.json").read_text())
     exact = np.load(work / "exact.npy", mmap_mode="r")
     for name, stored, logits in KINDS[kind](work, request):
-        loss, divergence, count, row = 0.0, 0.0, 0, 0
+        sums: dict[str, list[float]] = {"loss": [], "divergence": []}
+        row = 0
         for ids in request["sequences"]:
             found, true = (log_softmax(x[:-1]) for x in (logits(ids), exact[row : row + len(ids)]))
-            loss -= float(found[np.arange(len(ids) - 1), ids[1:]].sum())
-            divergence += float((np.exp(true) * (true - found)).sum())
-            count += len(ids) - 1
+            sums["loss"].append(-float(found[np.arange(len(ids) - 1), ids[1:]].sum()))
+            sums["divergence"].append(float((np.exp(true) * (true - found)).sum()))
             row += len(ids)
-        result = {"rival": kind, "kind": name, "loss": loss / count, "divergence": divergence / count, "tokens": count}
-        print(json.dumps(result | {"stored": stored}), file=answers)
+        print(json.dumps({"rival": kind, "kind": name, "sums": sums, "stored": stored}), file=answers)
 
 
 if __name__ == "__main__":
