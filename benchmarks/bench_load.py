@@ -121,7 +121,7 @@ def measure(shape: str, low_bit: str, root: Path, rounds: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)
+    parser.add_argument("--shapes", nargs="+", default=["qwen2-0.5b", "llama-1b"], choices=SHAPES)
     parser.add_argument("--formats", nargs="+", default=["sym_int4", "nf4"])
     parser.add_argument("--models", type=Path, help="folder that keeps the models between runs (default: temporary)")
     parser.add_argument("--rounds", type=int, default=3)

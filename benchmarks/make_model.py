@@ -59,6 +59,21 @@ SHAPES = {
             "rope_type": "llama3",
         },
     },
+    # Llama-2-7B: 13.5 GB
+    "llama-7b": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "vocab_size": 32000,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+    },
 }
 
 
@@ -82,6 +97,8 @@ def tensor_shapes(config: dict) -> dict[str, tuple[int, ...]]:
         shapes[layer + "mlp.up_proj.weight"] = (ffn, hidden)
         shapes[layer + "mlp.down_proj.weight"] = (hidden, ffn)
     shapes["model.norm.weight"] = (hidden,)
+    if not config.get("tie_word_embeddings", True):
+        shapes["lm_head.weight"] = shapes["model.embed_tokens.weight"]
     return shapes
 
 

@@ -29,7 +29,7 @@ def make_model(monkeypatch):
     return make_model
 
 
-@pytest.mark.parametrize("shape", ["qwen2-0.5b", "llama-1b"])
+@pytest.mark.parametrize("shape", ["qwen2-0.5b", "llama-1b", "llama-7b"])
 def test_a_made_model_runs_and_is_the_same_every_time(tmp_path, make_model, shape):
     import lowbit
 
