@@ -134,9 +134,9 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
     if not rows:
         raise SystemExit("nothing measured that could be drawn")
     columns = max(len(_rates(pairs)) for _, _, pairs in rows)
-    most = max(len(pairs) for _, _, pairs in rows)
-    figure = Figure(figsize=(2 + 2.6 * columns, (0.7 + 0.42 * most) * len(rows)), layout="constrained")
-    grid = figure.subplots(len(rows), columns, squeeze=False)
+    heights = [0.7 + 0.42 * len(pairs) for _, _, pairs in rows]
+    figure = Figure(figsize=(2 + 2.6 * columns, sum(heights)), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
     for axes, (place, shape, pairs) in zip(grid, rows, strict=True):
         measures = _rates(pairs)
         for axis, measure in zip(axes, measures, strict=False):
