@@ -25,7 +25,7 @@ from lowbit.options import split_options
 from lowbit.replaced import replacement
 from lowbit.runtime import Runtime, nearest
 from lowbit.sentence import read_settings
-from lowbit.texts import Encoding, check_texts, ids_of, limit, tokenizer_of
+from lowbit.texts import Encoding, Reopened, check_texts, ids_of, limit, tokenizer_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ WINDOW_BATCHES = 32  # of texts that are tokenised together; bounds what a strea
 OUTPUTS = ("float32", "int8", "binary")
 
 
-class Embedder:
+class Embedder(Reopened):
     """A loaded embedding model.
 
     id_or_path: hub id, sentence-transformers folder, plain Hugging Face folder, or a folder of `save_low_bit`. low_bit:
@@ -44,7 +44,8 @@ class Embedder:
     how the rows of a text become one vector, "cls", "mean", "max", ... (None: as the model's files say);
     `save_low_bit` saves the files' own. options: those of `lowbit.load`.
 
-    Raises ValueError or OSError with the cause and the fix; TypeError for an unknown option, with the nearest name.
+    Pickled, it is opened again by the process that gets it. Raises ValueError or OSError with the cause and the fix;
+    TypeError for an unknown option, with the nearest name.
 
     >>> embedder = Embedder("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
     >>> embedder.encode(["a text", "another"]).shape                   # doctest: +SKIP
@@ -65,6 +66,10 @@ class Embedder:
             hint = nearest(str(pooling), POOLINGS)
             raise ValueError(f"unknown pooling {pooling!r}{hint} Choose from {', '.join(POOLINGS)}")
         id_or_path = replacement(id_or_path)
+        self._arguments = {
+            "id_or_path": id_or_path, "low_bit": low_bit, "max_length": max_length, "truncate": truncate,
+            "pooling": pooling, **options,
+        }  # fmt: skip
         runtime_options, load_options = split_options(options)
         self.runtime = Runtime(**runtime_options).resolve()
         loaded = load_model(id_or_path, low_bit, runtime=self.runtime, task="embed", **load_options)

@@ -16,13 +16,13 @@ from lowbit.loading import TASKS, load_model
 from lowbit.options import split_options
 from lowbit.runtime import Runtime
 from lowbit.sentence import read_settings
-from lowbit.texts import Encoding, check_texts, ids_of, limit, tokenizer_of
+from lowbit.texts import Encoding, Reopened, check_texts, ids_of, limit, tokenizer_of
 
 ACTIVATIONS = ("sigmoid", "none")
 WINDOW_BATCHES = 32  # of pairs that are tokenised together
 
 
-class Reranker:
+class Reranker(Reopened):
     """A loaded cross-encoder.
 
     id_or_path, low_bit, max_length, truncate and options are those of `Embedder`; truncate None means True, because a
@@ -46,6 +46,10 @@ class Reranker:
     ) -> None:
         if activation is not None and activation not in ACTIVATIONS:
             raise ValueError(f"unknown activation {activation!r}; choose one of {', '.join(ACTIVATIONS)}")
+        self._arguments = {
+            "id_or_path": id_or_path, "low_bit": low_bit, "max_length": max_length, "truncate": truncate,
+            "activation": activation, **options,
+        }  # fmt: skip
         runtime_options, load_options = split_options(options)
         self.runtime = Runtime(**runtime_options).resolve()
         loaded = load_model(id_or_path, low_bit, runtime=self.runtime, task="rerank", **load_options)

@@ -6,6 +6,7 @@ neither the caller nor the model's configuration allows it.
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Sequence
@@ -20,6 +21,21 @@ from lowbit.tokenizer import Tokenizer
 logger = logging.getLogger(__name__)
 
 NEED_JSON = frozenset({"roberta", "xlm-roberta", "mpnet", "modernbert"})  # families whose older files are not enough
+
+
+class Reopened:
+    """What is pickled as the arguments it was opened with, so that another process opens it, and shared by copies."""
+
+    _arguments: dict[str, Any]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(type(self), **self._arguments), ()
+
+    def __copy__(self) -> Any:
+        return self  # nothing in it changes
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return self
 
 
 class Encoding:

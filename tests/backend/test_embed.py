@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import json
 import logging
 import math
+import pickle
 import shutil
 import threading
 
@@ -226,6 +228,17 @@ def test_bad_arguments(embedder, sentence):
         embedder.encode(["w5"], output="int4")
     with pytest.raises(TypeError, match="did you mean 'threads'"):
         lowbit.Embedder(sentence, thread=1)
+
+
+def test_another_process_opens_it_again(sentence, reranker):
+    """As LlamaIndex's IngestionPipeline with num_workers has it."""
+    embedder = lowbit.Embedder(sentence, "nf4", max_length=5, truncate=True, pooling="cls", group_size=64, threads=1)
+    again = pickle.loads(pickle.dumps(embedder))
+    assert (again.encode(TEXTS) == embedder.encode(TEXTS)).all()
+    assert (again.max_length, again.quantization, again.runtime) == (5, embedder.quantization, embedder.runtime)
+    assert copy.deepcopy(embedder) is copy.copy(embedder) is embedder
+    pairs = [("w5", "w6")]
+    assert (pickle.loads(pickle.dumps(reranker)).score(pairs) == reranker.score(pairs)).all()
 
 
 @pytest.mark.parametrize("low_bit", ["sym_int8", "nf4", "bf16"])

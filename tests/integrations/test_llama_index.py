@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import pickle
 import threading
 import time
 
@@ -74,6 +75,14 @@ def test_constructors_are_upstreams():
         assert issubclass(cls, BaseEmbedding)
         assert cls.class_name() == cls.__name__
     assert issubclass(LowBitRerank, BaseNodePostprocessor)
+
+
+@pytest.mark.parametrize("cls", [IpexLLMEmbedding, IntelEmbedding])
+def test_workers_of_a_pipeline_get_the_model(tiny_embedder, cls):
+    """LlamaIndex leaves out what does not pickle, without a word; the worker then has no model."""
+    embedding = cls(tiny_embedder, load_in_low_bit="nf4")
+    again = pickle.loads(pickle.dumps(embedding))
+    assert again.get_text_embedding("w5 w6") == embedding.get_text_embedding("w5 w6")
 
 
 def test_ipex_arguments_arrive(fake):
