@@ -39,6 +39,7 @@ _COMBINERS: dict[str, Callable[[list[Predicate]], Predicate]] = {
     "$and": lambda parts: lambda metadata: all(part(metadata) for part in parts),
     "$or": lambda parts: lambda metadata: any(part(metadata) for part in parts),
 }
+_KEYS = (*_COMBINERS, "$not")
 
 
 def predicate(wanted: Filter) -> Predicate:
@@ -65,7 +66,7 @@ def _part(key: str, value: Any) -> Predicate:
         inner = predicate(value)
         return lambda metadata: not inner(metadata)
     if isinstance(key, str) and key.startswith("$"):
-        raise ValueError(f"unknown operator {key!r} in a filter{nearest(key, [*_COMBINERS, '$not'])}")
+        raise ValueError(f"unknown operator {key!r} in a filter{nearest(key, _KEYS)} Choices: {', '.join(_KEYS)}")
     if isinstance(value, Mapping) and any(isinstance(name, str) and name.startswith("$") for name in value):
         return _COMBINERS["$and"]([_condition(key, name, operand) for name, operand in value.items()])
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -76,5 +77,6 @@ def _part(key: str, value: Any) -> Predicate:
 def _condition(key: str, name: str, wanted: Any) -> Predicate:
     test = _TESTS.get(name)
     if test is None:
-        raise ValueError(f"unknown operator {name!r} in the filter of {key!r}{nearest(str(name), _TESTS)}")
+        near = nearest(str(name), _TESTS)
+        raise ValueError(f"unknown operator {name!r} in the filter of {key!r}{near} Choices: {', '.join(_TESTS)}")
     return lambda metadata: test(metadata.get(key, _ABSENT), wanted)

@@ -142,7 +142,7 @@ def test_filters(condition, pages):
 
 def test_wrong_arguments_are_told():
     store = FaissVectorStore.from_texts(["1 0", "0 1"], Words())
-    with pytest.raises(ValueError, match=r"unknown operator '\$gtt' .*did you mean '\$gt'"):
+    with pytest.raises(ValueError, match=r"unknown operator '\$gtt' .*did you mean '\$gt'\? Choices: \$eq, \$ne"):
         store.similarity_search("1 1", filter={"page": {"$gtt": 1}})
     with pytest.raises(TypeError, match="filter is a dict"):
         store.similarity_search("1 1", filter="page")
