@@ -3,8 +3,8 @@
 Random weights in the shapes of bge-small and bge-base, token ids in and vectors out (tokenising is not timed). Formats
 are sampled in turn in one process. Reports texts/s at `--batch` texts of `--tokens` tokens, texts/s of a mix of lengths
 as passages have, and milliseconds for one text of 16 tokens, as median and best, the rate of multiply-adds in the
-linear layers, with --phases the time by phase. The mix: 64 lengths of a log-normal distribution (median 60 tokens,
-sigma 0.7, cut to 8 to 256; mean 78), sorted, in batches of 32, as all of them embed a list of texts.
+linear layers, with --phases the time by phase. The mix: 256 lengths of a log-normal distribution (median 60 tokens,
+sigma 0.7, cut to 8 to 256; mean 73), sorted, in batches of 32, as all of them embed a list of texts.
 
 With --rivals PYTHON (of an environment with torch, transformers, onnxruntime, openvino, nncf) each round also times
 rivals/embed.py's kinds on the same shapes, in processes of their own that wait while others run. --keep DIR keeps their
@@ -38,6 +38,7 @@ SHAPES = {
 RIVALS = ["torch-fp32", "torch-bf16", "onnx-fp32", "onnx-int8", "openvino-fp32", "openvino-bf16", "openvino-int8"]
 VOCAB = 30522
 QUERY_TOKENS, QUERIES = 16, 20
+RATES = {"full": "texts_s", "mix": "mix_texts_s", "query": "query_ms"}
 
 
 def spec_of(shape: str) -> EncoderSpec:
@@ -81,9 +82,9 @@ def tensors_of(spec: EncoderSpec, low_bit: str, seed: int = 0) -> dict[str, Any]
 
 def mixed_lengths() -> list[list[int]]:
     """Returns the lengths of the mix, longest first, in batches."""
-    drawn = np.random.default_rng(2).lognormal(np.log(60), 0.7, 64)
+    drawn = np.random.default_rng(2).lognormal(np.log(60), 0.7, 256)
     lengths = sorted((int(n) for n in drawn.clip(8, 256)), reverse=True)
-    return [lengths[:32], lengths[32:]]
+    return [lengths[i : i + 32] for i in range(0, len(lengths), 32)]
 
 
 def texts_of(lengths: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -121,6 +122,12 @@ class Rival:
         self._process.wait()
 
 
+def rate(work: str, batches: list[list[int]], seconds: float) -> float:
+    """Returns milliseconds per text for queries, texts per second for other works."""
+    texts = sum(map(len, batches))
+    return round(seconds / texts * 1e3, 2) if work == "query" else round(texts / seconds, 1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
@@ -128,6 +135,7 @@ def main() -> None:
     parser.add_argument("--compute", choices=("int8", "fp32"), default="int8")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--works", nargs="+", choices=RATES, default=list(RATES))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--tier")
@@ -142,6 +150,7 @@ def main() -> None:
     args = parser.parse_args()
     runtime = Runtime(threads=args.threads, tier=args.tier, compute=args.compute).resolve()
     works = {"full": [[args.tokens] * args.batch], "mix": mixed_lengths(), "query": [[QUERY_TOKENS]] * QUERIES}
+    works = {name: works[name] for name in args.works}
     clock = time.perf_counter if args.clock == "wall" else time.process_time
     rows = []
     for shape in args.shapes:
@@ -171,24 +180,18 @@ def main() -> None:
             for rival in rivals.values():
                 rival.close()
         layer = 4 * spec.hidden_size**2 + 2 * spec.hidden_size * spec.ffn_size
-        mixed = sum(map(len, works["mix"]))
         for name in (*encoders, *rivals):
-            full, mix, query = (samples[work][name] for work in works)
-            row = {
-                "shape": shape,
-                "format": name,
-                "texts_s": round(args.batch / common.median(full), 1),
-                "texts_s_best": round(args.batch / min(full), 1),
-                "mix_texts_s": round(mixed / common.median(mix), 1),
-                "mix_texts_s_best": round(mixed / min(mix), 1),
-                "query_ms": round(common.median(query) / QUERIES * 1e3, 2),
-                "query_ms_best": round(min(query) / QUERIES * 1e3, 2),
-                "linear_gmac_s": round(spec.layers * layer * args.batch * args.tokens / common.median(full) / 1e9, 1),
-            }
+            row: dict[str, Any] = {"shape": shape, "format": name}
+            for work, batches in works.items():
+                for end, least in (("", common.median), ("_best", min)):
+                    row[RATES[work] + end] = rate(work, batches, least(samples[work][name]))
+            if "full" in works:
+                macs = spec.layers * layer * args.batch * args.tokens
+                row["linear_gmac_s"] = round(macs / common.median(samples["full"][name]) / 1e9, 1)
             if args.phases and name in encoders:
                 encoder = encoders[name]
                 encoder.profile(True)
-                seconds(encoder, [texts_of(*works["full"])])
+                seconds(encoder, [texts_of([args.tokens] * args.batch)])
                 row["phase_ms"] = {p: round(s * 1e3, 2) for p, s in encoder.phase_seconds().items() if s}
                 encoder.profile(False)
             rows.append(row)
