@@ -318,6 +318,11 @@ def test_damaged_and_foreign_folders(llama_folder, tmp_path):
         AutoModelForCausalLM.load_low_bit(folder)
     with pytest.raises(FileExistsError, match="did not write"):
         optimize_model(tiny.causal("llama")).save_low_bit(llama_folder)
+    with pytest.raises(FileNotFoundError, match=r"no folder at .*nowhere; give the path of a model folder"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "nowhere", load_in_4bit=True)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises((ValueError, OSError), match=r"config\.json"):  # transformers' own words
+        AutoModelForCausalLM.from_pretrained(tmp_path / "empty", load_in_4bit=True)
 
 
 def test_a_torch_too_old_for_transformers_is_named(monkeypatch):
