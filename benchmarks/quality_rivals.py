@@ -18,7 +18,8 @@ import json
 import math
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 import _common as common
@@ -54,19 +55,25 @@ GGUF_NAMES = {
 
 
 class Text:
-    """The sequences a case is measured on, with the original's logits for them in a file."""
+    """The sequences a case is measured on, with the original's logits for them in a file once they are asked for."""
 
-    def __init__(self, sequences: list, exact, file: Path) -> None:
+    def __init__(self, sequences: list, exact, folder: Path) -> None:
         self.sequences = [[int(i) for i in sequence] for sequence in sequences]
         self.counts = np.array([len(sequence) - 1 for sequence in sequences])
-        self.file = file
-        shape = (sum(map(len, sequences)), exact.spec.vocab_size)
+        self._exact, self._folder = exact, folder
+
+    @cached_property
+    def logits(self) -> Path:
+        """The file: float32 [ids of all sequences, vocabulary], as numpy saves it."""
+        file = self._folder / "exact.npy"
+        shape = (sum(map(len, self.sequences)), self._exact.spec.vocab_size)
         logits = np.lib.format.open_memmap(file, "w+", np.float32, shape)
         for sequence, rows in self._rows(logits):
-            rows[:] = exact.logits(sequence)
+            rows[:] = self._exact.logits(sequence)
         logits.flush()
+        return file
 
-    def _rows(self, logits: np.ndarray):
+    def _rows(self, logits: np.ndarray) -> Iterator[tuple[list[int], np.ndarray]]:
         at = 0
         for sequence in self.sequences:
             yield sequence, logits[at : at + len(sequence)]
@@ -75,7 +82,7 @@ class Text:
     def measured(self, model) -> Figures:
         """Returns the sums of loss and of divergence from the original's predictions over each sequence."""
         found: Figures = {name: [] for name in FIGURES}
-        for sequence, true in self._rows(np.load(self.file, mmap_mode="r")):
+        for sequence, true in self._rows(np.load(self.logits, mmap_mode="r")):
             logits = model.logits(sequence)[:-1]
             found["loss"].append(float(token_losses(logits, np.asarray(sequence[1:])).sum()))
             found["divergence"].append(float(divergence(true[:-1], logits).sum()))
@@ -96,7 +103,7 @@ def run_rival(kind: str, python: str, case: Case, folder: Path, model, text: Tex
             "sequences": text.sequences,
         }
         (work / "request.json").write_text(json.dumps(request))
-        (work / "exact.npy").symlink_to(text.file)
+        (work / "exact.npy").symlink_to(text.logits)
         names = GGUF_NAMES.get(model.spec.family, {})
         if kind == "llama.cpp" and names:
             arrays = {}
@@ -176,7 +183,7 @@ def compare(case: Case, folder: Path, scratch: Path, args: argparse.Namespace, c
     """Prints the table of a case."""
     exact = lowbit.load(str(folder), low_bit="fp32", threads=args.threads)
     ids = calibration(case, args.data, exact)
-    text = Text(until(case.sequences(args.data, exact), args.tokens), exact, scratch / "exact.npy")
+    text = Text(until(case.sequences(args.data, exact), args.tokens), exact, scratch)
 
     def ours(setting: Setting, quantiser: str) -> Figures:
         options = setting.options(exact.spec.family) | {"threads": args.threads}
@@ -184,7 +191,7 @@ def compare(case: Case, folder: Path, scratch: Path, args: argparse.Namespace, c
 
     fp32 = text.sums(cells.get(f"{case.name}|fp32", lambda: text.measured(exact)), "loss").mean
     size = f"{text.counts.sum():,} tokens in {len(text.counts)} sequences"
-    print(f"\n**{case.name}, fp32 {math.exp(fp32):.4g}, {size}**\n")
+    print(f"\n**{case.name}, fp32 {math.exp(fp32):#.4g}, {size}**\n")
     print("| rival | bits | quality | ours | bits | " + " | ".join(QUANTISERS) + " |")
     print("|---|--:|--:|---|--:|" + "--:|" * len(QUANTISERS), flush=True)
     for kind, python in (("llama.cpp", args.llama_cpp), ("bitsandbytes", args.bitsandbytes)):
@@ -197,7 +204,7 @@ def compare(case: Case, folder: Path, scratch: Path, args: argparse.Namespace, c
 
         found = cells.get(key, results)["results"]
         if not found:
-            print(f"| {kind} | | does not run it | | |" + " |" * len(QUANTISERS))
+            print(f"| {kind} | | does not run it |" + " |" * (2 + len(QUANTISERS)), flush=True)
         for result in found:
             for line in rows(case, result, exact, text, ours, cells):
                 print(f"| {line} |", flush=True)
@@ -211,7 +218,7 @@ def bits(*of: float) -> str:
 def quality(text: Text, figures: Figures) -> str:
     """Returns perplexity and divergence in thousandths."""
     loss, away = (text.sums(figures, name).mean for name in FIGURES)
-    return f"{math.exp(loss):.4g} / {1000 * away:.2f}"
+    return f"{math.exp(loss):#.4g} / {1000 * away:.2f}"
 
 
 def rows(case: Case, result: dict, exact, text: Text, ours: Callable[[Setting, str], Figures], cells: Cells):

@@ -116,7 +116,7 @@ def test_rows_and_summary(tmp_path, monkeypatch):
 
     monkeypatch.setattr(quality_rivals, "shapes_of", lambda model: SHAPES)
     exact = Uneven(9)
-    text = quality_rivals.Text([[0, 1, 2, 3], [2, 3, 0], [1, 2, 3, 0, 1]], exact, tmp_path / "exact.npy")
+    text = quality_rivals.Text([[0, 1, 2, 3], [2, 3, 0], [1, 2, 3, 0, 1]], exact, tmp_path)
     assert text.counts.tolist() == [3, 2, 4]
     theirs = {"rival": "llama.cpp", "kind": "Q8_0", "sums": text.measured(Uneven(6))}
     stored = {"Q8_0": [34816, 32768], "outer Q8_0": [17408, 16384]}
@@ -129,11 +129,11 @@ def test_rows_and_summary(tmp_path, monkeypatch):
     loss = {k: math.log(1 + 3 / k) for k in (5, 6, 9)}  # of an id that has odds k against three others
     away = {k: 0.75 * math.log(9 / k) - math.log((9 + 3) / (k + 3)) for k in (5, 6, 9)}
     assert row.split(" | ") == [
-        "llama.cpp Q8_0: Q8_0 / Q8_0", "8.50 / 8.50 / 8.50", f"1.5 / {1000 * away[6]:.2f}", "sym_int8 64 / sym_int8",
+        "llama.cpp Q8_0: Q8_0 / Q8_0", "8.50 / 8.50 / 8.50", f"1.500 / {1000 * away[6]:.2f}", "sym_int8 64 / sym_int8",
         "8.25 / 8.25 / 8.25",
-        f"1.6 / {1000 * away[5]:.2f}<br>*{1000 * (loss[5] - loss[6]):+.2f} ± 0.00* / "
+        f"1.600 / {1000 * away[5]:.2f}<br>*{1000 * (loss[5] - loss[6]):+.2f} ± 0.00* / "
         f"*{1000 * (away[5] - away[6]):+.2f} ± 0.00*",
-        f"1.5 / {1000 * away[6]:.2f}<br>+0.00 ± 0.00 / +0.00 ± 0.00",
+        f"1.500 / {1000 * away[6]:.2f}<br>+0.00 ± 0.00 / +0.00 ± 0.00",
         f"1.333 / 0.00<br>{1000 * (loss[9] - loss[6]):+.2f} ± 0.00 / {-1000 * away[6]:+.2f} ± 0.00",
     ]  # fmt: skip
     assert quality_rivals.summary(cells.comparisons).splitlines()[2:] == [
