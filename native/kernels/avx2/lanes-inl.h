@@ -6,7 +6,7 @@ using Ints = __m256i;
 using Floats = __m256;
 constexpr int kLanes = 8;
 constexpr int64_t kPrefetchBytes = 2048;
-constexpr int int8_panels(int m) { return m <= 2 ? 4 : m <= 4 ? 2 : 1; }
+constexpr int int8_panels(int) { return 4; }  // of 1 and 2 rows; more are cut as int8_few-inl.h does
 
 inline Quad load_quad(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 inline void store_quad(uint8_t* p, Quad v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
@@ -58,6 +58,7 @@ inline Floats load_halves(const uint8_t* p) { return _mm256_cvtph_ps(_mm_loadu_s
 inline Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 inline Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
 inline Floats multiply(Floats a, const float* b) { return _mm256_mul_ps(a, _mm256_set1_ps(*b)); }
+inline Floats multiply(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
 inline Floats to_floats(Ints v) { return _mm256_cvtepi32_ps(v); }
 inline void store(float* p, Floats v) { _mm256_storeu_ps(p, v); }
 // Not _mm_prefetch: gcc 12 takes a lambda that does nothing else for one without effects, and drops its calls.

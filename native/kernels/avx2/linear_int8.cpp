@@ -61,6 +61,13 @@ struct Dot {
 
 #include "shared/int8-inl.h"
 
+constexpr int kFewRows = 4;
+template <FormatId id, int m>
+constexpr int kFewPanels = 2;
+template <FormatId id, int m>
+constexpr bool kFewUnpacks = m == 8 && (kSigned<id> || kFormat<id>.bits != 4);
+#include "shared/int8_few-inl.h"
+
 constexpr int kTileRows = 2, kTileVectors = 3, kStripPanels = 3;
 constexpr int kIntegerBlockK = 512;  // 24 KB for three panels
 #include "shared/many-inl.h"
@@ -77,7 +84,7 @@ constexpr FormatId kLike = kSigned<id> && Dot<id>::run == 1 ? FormatId::sym_int8
 
 void add_int8(LinearKernels& k) {
 #define X(name, ...)                       \
-    add_int8_format<FormatId::name>(k);    \
+    add_int8_few_format<FormatId::name>(k);  \
     add_int8_many_format<FormatId::name>(k);
     LOWBIT_FORMATS(X)
 #undef X

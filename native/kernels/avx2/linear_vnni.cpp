@@ -36,6 +36,15 @@ struct Dot {
 
 #include "shared/int8-inl.h"
 
+constexpr int kFewRows = 4;
+template <FormatId id>
+constexpr bool kTwoPlanes = kFormat<id>.bits == 3 || kFormat<id>.bits == 5;
+template <FormatId id, int m>  // 4 bits are unpacked in registers, which are not enough for three panels; 8 rows do it twice
+constexpr int kFewPanels = kFormat<id>.bits == 4 && m == 4 ? 2 : 3;
+template <FormatId id, int m>
+constexpr bool kFewUnpacks = kTwoPlanes<id> || (kFormat<id>.bits == 4 && kFormat<id>.codes == Codes::kCodebook && m == 8);
+#include "shared/int8_few-inl.h"
+
 constexpr int kTileRows = 4, kTileVectors = 3, kStripPanels = 3;
 constexpr int kIntegerBlockK = 512;  // 24 KB for three panels
 #include "shared/many-inl.h"
@@ -51,7 +60,7 @@ constexpr FormatId kLike = kFormat<id>.has_min ? FormatId::asym_int4 : kOffset<i
 
 void add_int8_vnni(LinearKernels& k) {
 #define X(name, ...)                       \
-    add_int8_format<FormatId::name>(k);    \
+    add_int8_few_format<FormatId::name>(k);  \
     add_int8_many_format<FormatId::name>(k);
     LOWBIT_FORMATS(X)
 #undef X
