@@ -35,7 +35,8 @@ def measure(
     spec, tensors = family.spec, synthetic(family, low_bit, "sym_int8")
     decoder = ops.decoder(spec.to_dict(), tensors, runtime.compute, runtime.tier)
     macs = linear_macs(tensors)
-    arguments = (runtime.pool, ops.TIERS.index(runtime.tier), ops.COMPUTE.index(runtime.compute), 0.05)
+    instruction = 2 if (low_bit, runtime.compute) == ("bf16", "int8") else ops.COMPUTE.index(runtime.compute)
+    arguments = (runtime.pool, ops.TIERS.index(runtime.tier), instruction, 0.05)
 
     def prefill(tokens: int, kv: str) -> float:
         cache = ops.kv_cache(spec.layers, spec.kv_heads, spec.head_dim, tokens, kv)

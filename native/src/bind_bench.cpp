@@ -67,7 +67,7 @@ std::pair<double, double> linear_seconds(ThreadPool& pool, int tier, int compute
     nb::gil_scoped_release release;
     // Memory and strides as a decoder has them.
     const auto carve = [&](Carver& c) {
-        struct { float *x, *y, *scratch; } at{c.take(m * x_stride * 4), c.take(m * y_stride * 4), c.take(linear_input_bytes(m, k_padded))};
+        struct { float *x, *y, *scratch; } at{c.take(m * x_stride * 4), c.take(m * y_stride * 4), c.take(linear_input_bytes(m, k_padded, Rounding::of(*f)))};
         return at;
     };
     Carver count_only(nullptr);
@@ -76,7 +76,7 @@ std::pair<double, double> linear_seconds(ThreadPool& pool, int tier, int compute
     Carver carver(memory.data());
     const auto [rows_of_x, y, scratch] = carve(carver);
     for (int64_t i = 0; i < m; i++) std::copy_n(x.data() + i * k_padded, k_padded, rows_of_x + i * x_stride);
-    LinearInput input = linear_input(rows_of_x, x_stride, m, k, k_padded, static_cast<Compute>(compute), scratch);
+    LinearInput input = linear_input(rows_of_x, x_stride, m, k, k_padded, static_cast<Compute>(compute), Rounding::of(*f), scratch);
     float* const out = y;
     std::fill_n(out, m * y_stride, 0.0f);  // page faults are not to be timed
     Times times(pool.size());
@@ -93,13 +93,16 @@ std::pair<double, double> linear_seconds(ThreadPool& pool, int tier, int compute
     return times.stop();
 }
 
-// Register-only multiply-adds per second of all threads in the instruction a tier's products are made of.
+// Register-only multiply-adds per second of all threads in the instruction a tier's products are made of; compute 2: those of bf16
+// weights with rounded activations.
 std::pair<double, double> peak_rate(ThreadPool& pool, int tier, int compute, double seconds) {
-    const bool vnni = cpu_features().avx_vnni && tier == static_cast<int>(Tier::avx2), fp32 = compute == 1;
+    const bool vnni = cpu_features().avx_vnni && tier == static_cast<int>(Tier::avx2);
     kernels_of(tier);  // throws where the tier is not available
     if (tier == static_cast<int>(Tier::scalar)) throw std::invalid_argument("the scalar tier has no such loop");
+    const bool bf16 = compute == 2 && bf16_kernels(static_cast<Tier>(tier)).few, fp32 = compute == 1 || (compute == 2 && !bf16);
     const Peak avx2_int8 = vnni ? avx2::peak_int8_vnni : avx2::peak_int8;
-    const Peak peak = tier == static_cast<int>(Tier::amx)      ? (fp32 ? avx512::peak_fp32 : amx::peak_int8)
+    const Peak peak = bf16                                     ? avx512::peak_bf16
+                      : tier == static_cast<int>(Tier::amx)      ? (fp32 ? avx512::peak_fp32 : amx::peak_int8)
                       : tier == static_cast<int>(Tier::avx512) ? (fp32 ? avx512::peak_fp32 : avx512::peak_int8)
                                                                : (fp32 ? avx2::peak_fp32 : avx2_int8);
     nb::gil_scoped_release release;

@@ -58,10 +58,11 @@ nb::ndarray<nb::numpy, float> bound_linear(ThreadPool& pool, int tier, int compu
     {
         nb::gil_scoped_release release;
         auto input_rows = aligned<float>(static_cast<size_t>(m * padded));
-        auto scratch = aligned<uint8_t>(linear_input_bytes(m, padded));
+        const Rounding rounding = Rounding::of(*w.format);
+        auto scratch = aligned<uint8_t>(linear_input_bytes(m, padded, rounding));
         auto y = aligned<float>(static_cast<size_t>(m * columns));
         for (int64_t i = 0; i < m; i++) std::memcpy(&input_rows[i * padded], x.data() + i * k, k * sizeof(float));
-        LinearInput input = linear_input(input_rows.get(), padded, m, k, padded, type, scratch.get());
+        LinearInput input = linear_input(input_rows.get(), padded, m, k, padded, type, rounding, scratch.get());
         pool.run([&](Team& team) {
             prepare_input(team, kernels, input);
             team.barrier();
@@ -81,11 +82,12 @@ void bound_linear_into(ThreadPool& pool, int tier, int compute, int format, int6
     const Compute type = compute_of(compute);
     const int64_t m = static_cast<int64_t>(x.shape(0)), padded = w.layout.k_padded;
     if (static_cast<int64_t>(x.shape(1)) != padded) throw std::invalid_argument("x must have k_padded columns");
-    if (scratch.shape(0) != linear_input_bytes(m, padded)) throw std::invalid_argument("scratch has the wrong size");
+    const Rounding rounding = Rounding::of(*w.format);
+    if (scratch.shape(0) != linear_input_bytes(m, padded, rounding)) throw std::invalid_argument("scratch has the wrong size");
     if (static_cast<int64_t>(y.shape(0)) != m || static_cast<int64_t>(y.shape(1)) != w.layout.panels * kPanelRows)
         throw std::invalid_argument("y must be [m, 16 * panels]");
     nb::gil_scoped_release release;
-    LinearInput input = linear_input(x.data(), padded, m, k, padded, type, scratch.data());
+    LinearInput input = linear_input(x.data(), padded, m, k, padded, type, rounding, scratch.data());
     pool.run([&](Team& team) {
         prepare_input(team, kernels, input);
         team.barrier();
@@ -103,8 +105,9 @@ nb::tuple bound_quantize_rows(ThreadPool& pool, int tier, const Floats& x, int64
     auto sums = aligned<int32_t>(static_cast<size_t>(m * atoms));
     {
         nb::gil_scoped_release release;
-        auto scratch = aligned<uint8_t>(linear_input_bytes(m, k_padded));
-        LinearInput input = linear_input(x.data(), k, m, k, k_padded, Compute::int8, scratch.get());
+        const Rounding int8{.int8 = true};
+        auto scratch = aligned<uint8_t>(linear_input_bytes(m, k_padded, int8));
+        LinearInput input = linear_input(x.data(), k, m, k, k_padded, Compute::int8, int8, scratch.get());
         pool.run([&](Team& team) { prepare_input(team, kernels, input); });
         const QuantizedRows& q = input.quantized;
         for (int64_t row = 0; row < m; row++) {
@@ -165,7 +168,14 @@ void bind_linear(nb::module_& m) {
     m.def("linear", &bound_linear, nb::arg("pool"), nb::arg("tier"), nb::arg("compute"), nb::arg("format"), nb::arg("rows"),
           nb::arg("k"), nb::arg("group_size"), nb::arg("multiplier"), nb::arg("data"), nb::arg("x"),
           nb::arg("bias").none() = nb::none(), "x W^T (+ bias) as fp32 [m, rows]; compute 0 = int8, 1 = fp32.");
-    m.def("linear_input_bytes", &linear_input_bytes, nb::arg("m"), nb::arg("k_padded"));
+    m.def(
+        "linear_input_bytes",
+        [](int64_t m, int64_t k_padded, int format) {
+            const Format* f = find_format(format);
+            if (!f) throw std::invalid_argument("unknown format id " + std::to_string(format));
+            return linear_input_bytes(m, k_padded, Rounding::of(*f));
+        },
+        nb::arg("m"), nb::arg("k_padded"), nb::arg("format"));
     m.def("linear_into", &bound_linear_into, nb::arg("pool"), nb::arg("tier"), nb::arg("compute"), nb::arg("format"),
           nb::arg("rows"), nb::arg("k"), nb::arg("group_size"), nb::arg("multiplier"), nb::arg("data"), nb::arg("x"),
           nb::arg("scratch"), nb::arg("y"), "linear() on the caller's memory, nothing copied.");

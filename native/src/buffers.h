@@ -37,18 +37,17 @@ private:
 struct InputBuffer {
     float* data = nullptr;
     int64_t stride = 0, k = 0, k_padded = 0;
-    Compute compute = Compute::fp32;  // int8 when a reader of this buffer computes so
-    void* quantized = nullptr;
-    bool read_as_floats = false;  // by a reader that does not take int8
+    Rounding rounding{};  // for the readers of this buffer
+    void* rounded = nullptr;
+    bool read_as_floats = false;  // by a reader that takes them exact
 
     // Makes room for a product with `w`, whose k columns it reads.
     void read_by(const PackedView& w, int64_t columns, Compute wanted) {
         k = columns;
         if (w.layout.k_padded > k_padded) k_padded = w.layout.k_padded;
-        if (wanted == Compute::int8 && has_int8_compute(*w.format))
-            compute = Compute::int8;
-        else
-            read_as_floats = true;
+        const Rounding mine = wanted == Compute::int8 ? Rounding::of(*w.format) : Rounding{};
+        rounding = rounding | mine;
+        if (!mine) read_as_floats = true;
         stride = row_stride(k_padded > round_up(k, kPanelRows) ? k_padded : round_up(k, kPanelRows));
     }
     float* row(int64_t r) const { return data + r * stride; }
@@ -57,9 +56,10 @@ struct InputBuffer {
         if (read_as_floats) std::copy(values, values + (end - begin), row(r) + begin);
         quantize_columns(kernels, in, r, begin, end, values);
     }
+    // Bytes of `rounded` for so many rows.
+    int64_t rounded_bytes(int64_t rows) const { return static_cast<int64_t>(linear_input_bytes(rows, k_padded, rounding)); }
     LinearInput input(int64_t rows) const {
-        if (compute == Compute::int8) return linear_input(data, stride, rows, k, k_padded, compute, quantized);
-        return {{data, stride, rows}, {}, k, Compute::fp32};
+        return linear_input(data, stride, rows, k, k_padded, rounding ? Compute::int8 : Compute::fp32, rounding, rounded);
     }
 };
 
@@ -78,6 +78,7 @@ inline LinearInput rows_of(LinearInput in, int64_t first, int64_t count) {
     in.rows.data += first * in.rows.stride;
     in.rows.m = count;
     in.quantized.m = count;
+    in.bf16.first_row += first;
     if (in.quantized.codes) {
         in.quantized.codes += first * in.quantized.k_padded;
         in.quantized.scales += first * (in.quantized.k_padded / kActivationK);

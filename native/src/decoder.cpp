@@ -78,9 +78,7 @@ void Decoder::Impl::carve(Carver& carver, int64_t rows, int threads, int64_t spa
         b->data = carver.take(rows * b->stride * 4);
     for (InputBuffer* b : {&s.normed, &s.ffn_normed, &s.attended, &s.activated, &s.word}) {
         b->data = carver.take(rows * b->stride * 4);
-        b->quantized = b->compute == Compute::int8
-                           ? carver.take(static_cast<int64_t>(linear_input_bytes(rows, b->k_padded)))
-                           : nullptr;
+        b->rounded = b->rounding ? carver.take(b->rounded_bytes(rows)) : nullptr;
     }
     s.logits.data = carver.take(spec.vocab_size % kPanelRows ? std::min(rows, kHeadRows) * s.logits.stride * 4 : 0);
     s.ropes.rope_stride = rows * s.ropes.row_stride;

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <array>
 
+#include "lowbit/bf16_products.h"
 #include "lowbit/code_attention.h"
 #include "lowbit/kernels.h"
 
@@ -78,6 +79,14 @@ const CodeAttentionKernels& code_attention_kernels(Tier tier) {
     static const CodeAttentionKernels tables[] = {scalar::code_attention_kernels(), tier_available(Tier::avx2) ? avx2::code_attention_kernels() : CodeAttentionKernels{},
                                                   tier_available(Tier::avx512) ? avx512::code_attention_kernels() : CodeAttentionKernels{}};
     return tables[std::min(static_cast<int>(tier), 2)];
+}
+
+const Bf16Kernels& bf16_kernels(Tier tier) {
+    // On Intel's cores a vdpbf16ps takes no fewer cycles per product than an fp32 FMA does (a Xeon with AMX: half of its rate), so fp32
+    // kernels multiply the rounded activations there.
+    static const bool quick = cpu_features().avx512_bf16 && cpu_features().vendor == "AuthenticAMD" && tier_available(Tier::avx512);
+    static const Bf16Kernels none{}, kernels = quick ? avx512::bf16_kernels() : none;
+    return tier >= Tier::avx512 ? kernels : none;
 }
 
 }  // namespace lowbit

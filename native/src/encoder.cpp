@@ -104,9 +104,7 @@ void Encoder::Impl::carve(EncoderScratch& s, Carver& carver, int64_t rows, int64
     for (InputBuffer* b : {&s.x, &s.normed, &s.attended, &s.activated}) {
         const int64_t count = b == &s.activated ? ffn_rows : rows;
         b->data = carver.take(count * b->stride * 4);
-        b->quantized = b->compute == Compute::int8
-                           ? carver.take(static_cast<int64_t>(linear_input_bytes(count, b->k_padded)))
-                           : nullptr;
+        b->rounded = b->rounding ? carver.take(b->rounded_bytes(count)) : nullptr;
     }
     s.attention_stride = round_up(attention_floats(spec, longest), 1024);
     s.attention = carver.take(threads * s.attention_stride * 4);

@@ -1,6 +1,7 @@
 #include "lowbit/linear.h"
 
 #include <algorithm>
+#include <bit>
 
 namespace lowbit {
 namespace {
@@ -51,11 +52,19 @@ void run(Few few, Many many, ManyRows rows, const PackedView& w, Team::Range min
     }
 }
 
+template <class T>
+T* rounded(const LinearInput& x) { return static_cast<T*>(x.bf16.data) + x.bf16.first_row * x.bf16.stride; }
+
 void run_panels(const KernelTable& kernels, const PackedView& w, Team::Range panels, const LinearInput& x, float* y, int64_t y_stride) {
     const int id = static_cast<int>(w.format->id);
     const LinearKernels& k = kernels.linear;
+    const Bf16Kernels& b = bf16_kernels(kernels.tier);
     if (x.compute == Compute::int8 && k.int8[id])
         run(k.int8[id], k.int8_many[id], k.tiles ? kTiles : kInterleaved, w, panels, x.quantized, y, y_stride);
+    else if (x.compute == Compute::int8 && w.format->id == FormatId::bf16 && b.few)
+        run(b.few, b.many, kInterleaved, w, panels, HalfRows{rounded<uint16_t>(x), x.bf16.stride, x.rows.m}, y, y_stride);
+    else if (x.compute == Compute::int8 && w.format->id == FormatId::bf16)
+        run(k.fp32[id], k.fp32_many[id], kInterleaved, w, panels, FloatRows{rounded<float>(x), x.bf16.stride, x.rows.m}, y, y_stride);
     else
         run(k.fp32[id], k.fp32_many[id], kInterleaved, w, panels, x.rows, y, y_stride);
 }
@@ -67,26 +76,53 @@ void add_bias(Team& team, const PackedView& w, const float* bias, int64_t m, flo
         for (int64_t n = mine.begin * kPanelRows; n < end; n++) y[row * y_stride + n] += bias[n];
 }
 
+// Elements from one rounded row to the next.
+constexpr int64_t bf16_stride(int64_t k_padded) { return static_cast<int64_t>(round_up(k_padded, kActivationK)) + kLine / 4; }
+
+void round_to_bf16(const KernelTable& kernels, const LinearInput& input, int64_t row, int64_t begin, int64_t end, const float* values) {
+    const int64_t count = end - begin, padded = static_cast<int64_t>(end == input.k ? round_up(end, kActivationK) : end) - begin;
+    if (bf16_kernels(kernels.tier).few) {
+        uint16_t* to = rounded<uint16_t>(input) + row * input.bf16.stride + begin;
+        kernels.vector.to_bf16(values, to, count);
+        std::fill(to + count, to + padded, uint16_t{0});
+        return;
+    }
+    float* to = rounded<float>(input) + row * input.bf16.stride + begin;
+    for (int64_t done = 0; done < count; done += kActivationK) {
+        uint16_t halves[kActivationK];
+        const int64_t some = std::min<int64_t>(kActivationK, count - done);
+        kernels.vector.to_bf16(values + done, halves, some);
+        for (int64_t i = 0; i < some; i++) to[done + i] = std::bit_cast<float>(static_cast<uint32_t>(halves[i]) << 16);
+    }
+    std::fill(to + count, to + padded, 0.0f);
+}
+
 }  // namespace
 
 bool has_int8_compute(const Format& f) {
     return kernel_table(Tier::scalar).linear.int8[static_cast<int>(f.id)] != nullptr;
 }
 
-size_t linear_input_bytes(int64_t m, int64_t k_padded) {
+size_t linear_input_bytes(int64_t m, int64_t k_padded, Rounding rounding) {
     const size_t codes = static_cast<size_t>(stored_rows(m)) * round_up(k_padded, kActivationK);
-    return round_up(codes, kLine) + round_up(codes / kActivationK * 4, kLine) + round_up(codes / kAtomK * 4, kLine);
+    const size_t quantized = round_up(codes, kLine) + round_up(codes / kActivationK * 4, kLine) + round_up(codes / kAtomK * 4, kLine);
+    return (rounding.int8 ? quantized : 0) + (rounding.bf16 ? static_cast<size_t>(m * bf16_stride(k_padded)) * 4 : 0);
 }
 
 LinearInput linear_input(const float* x, int64_t x_stride, int64_t m, int64_t k, int64_t k_padded, Compute compute,
-                         void* scratch) {
+                         Rounding rounding, void* scratch) {
     LinearInput input;
     input.rows = {x, x_stride, m};
     input.k = k;
     input.compute = compute;
+    auto* bytes = static_cast<uint8_t*>(scratch);
+    if (rounding.bf16) {
+        input.bf16 = {bytes, bf16_stride(k_padded)};
+        bytes += m * input.bf16.stride * 4;
+    }
+    if (!rounding.int8) return input;
     input.quantized.k_padded = static_cast<int64_t>(round_up(k_padded, kActivationK));
     const size_t codes = static_cast<size_t>(stored_rows(m)) * input.quantized.k_padded;
-    auto* bytes = static_cast<uint8_t*>(scratch);
     input.quantized.codes = reinterpret_cast<int8_t*>(bytes);
     bytes += round_up(codes, kLine);
     input.quantized.scales = reinterpret_cast<float*>(bytes);
@@ -106,11 +142,13 @@ RowPlace row_place(const LinearKernels& kernels, int64_t m, int64_t row) {
 void quantize_columns(const KernelTable& kernels, const LinearInput& input, int64_t row, int64_t begin, int64_t end,
                       const float* values) {
     if (input.compute != Compute::int8) return;
+    if (!values) values = input.rows.data + row * input.rows.stride + begin;
+    if (input.bf16.data) round_to_bf16(kernels, input, row, begin, end, values);
     const QuantizedRows& q = input.quantized;
+    if (!q.codes) return;
     const int64_t padded_end = end == input.k ? q.k_padded : end;
     const RowPlace at = row_place(kernels.linear, q.m, row);
     const int64_t first = at.block * q.k_padded + begin * at.width;
-    if (!values) values = input.rows.data + row * input.rows.stride + begin;
     kernels.linear.quantize_row(values, end - begin, padded_end - begin, at.width, q.codes + first + at.lane * at.together,
                                 q.scales + first / kActivationK + at.lane, q.sums + first / kAtomK + at.lane);
 }

@@ -5,7 +5,7 @@ import pytest
 
 from guarded import guarded
 from lowbit import _native as n
-from lowbit import ops
+from lowbit import ops, quantize
 from packed_random import FORMATS, INT8, NAMES, SCALED, Packed, exact_values, random_packed
 
 TIERS = {name: ops.TIERS.index(name) for name in n.tiers()}
@@ -14,7 +14,8 @@ if "avx2" in TIERS:
 FAST = [name for name in TIERS if name != "scalar"]
 COMPUTE = {"int8": 0, "fp32": 1}
 POOL = n.ThreadPool(2)
-CASES = [(name, "int8") for name in INT8] + [(name, "fp32") for name in NAMES]
+# bf16 weights read activations rounded to bf16 where others read int8.
+CASES = [(name, "int8") for name in [*INT8, "bf16"]] + [(name, "fp32") for name in NAMES]
 GROUPS = [0, 32, 64, 128]
 
 
@@ -39,9 +40,17 @@ def quantised(x: np.ndarray) -> np.ndarray:
     return (codes.astype(np.float64) * scales).reshape(m, padded)[:, :k]
 
 
+def to_bf16(x: np.ndarray) -> np.ndarray:
+    """Returns finite float32 values rounded to the nearest bf16, ties to even."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16).astype(np.uint32).view(np.float32)
+
+
 def close(actual: np.ndarray, w: Packed, x: np.ndarray, compute: str, expected=None, tolerance=1e-6, bias=0.0) -> None:
     """Asserts |actual - expected| <= tolerance * sum |w||x|; expected is fp64 arithmetic when not given."""
-    x = quantised(x) if compute == "int8" else x.astype(np.float64)
+    if compute == "int8":
+        x = to_bf16(x) if w.name == "bf16" else quantised(x)
+    x = x.astype(np.float64)
     values = exact_values(w, compute)
     if expected is None:
         expected = x @ values.T + bias
@@ -97,7 +106,7 @@ def test_nothing_outside_the_operands_is_touched(at, tier):
             x = np.zeros((m, k_padded), np.float32)
             x[:, :k] = activations(m, k)
             y = guarded(np.zeros((m, columns), np.float32), at)
-            scratch = guarded(np.zeros(n.linear_input_bytes(m, k_padded), np.uint8), at)
+            scratch = guarded(np.zeros(n.linear_input_bytes(m, k_padded, w.native[0]), np.uint8), at)
             native = (*w.native[:5], guarded(w.data, at))
             n.linear_into(POOL, TIERS[tier], COMPUTE[compute], *native, guarded(x, at), scratch, y)
             assert np.array_equal(y[:, :rows], linear(w, x[:, :k], tier, compute))
@@ -133,7 +142,7 @@ def test_many_rows_touch_nothing_outside_the_operands(at, tier):
         x = np.zeros((m, w.layout["k_padded"]), np.float32)
         x[:, : w.k] = activations(m, w.k)
         y = guarded(np.zeros((m, 16 * w.layout["panels"]), np.float32), at)
-        scratch = guarded(np.zeros(n.linear_input_bytes(m, x.shape[1]), np.uint8), at)
+        scratch = guarded(np.zeros(n.linear_input_bytes(m, x.shape[1], w.native[0]), np.uint8), at)
         native = (*w.native[:5], guarded(w.data, at))
         n.linear_into(POOL, TIERS[tier], COMPUTE[compute], *native, guarded(x, at), scratch, y)
         assert np.array_equal(y[:, : w.rows], linear(w, x[:, : w.k], tier, compute))
@@ -183,6 +192,33 @@ def test_special_scales(name, tier):
     for line in range(2 if FORMATS[name]["has_min"] else 1):
         halves(zero, line)[:] = 0
     assert not linear(zero, x, tier, "int8").any()
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_bf16_weights_read_activations_rounded_to_bf16(tier):
+    """An identity gives back what a product sees of its input: the nearest bf16, ties to even; exact in fp32 compute."""
+    k = 96
+    eye = quantize.quantize(np.eye(k, dtype=np.float32), "bf16", 0).native()
+    x = np.concatenate([activations(40, k) * scale for scale in (1, 1e-30, 1e30)])
+    x[0] = 1 + np.arange(k) * 2.0**-9  # every other one a tie
+    for m in (1, 3, 8, 40, len(x)):
+        for compute, seen in ((0, to_bf16(x[:m])), (1, x[:m])):
+            assert np.array_equal(n.linear(POOL, TIERS[tier], compute, *eye, x[:m], None), seen)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_weights_and_activations_of_bf16_that_are_no_numbers(tier):
+    w, x = random_packed("bf16", 48, 160, 0), activations(37, 160)
+    w.data.view("<u2")[3 * 32 + 2 * 5] = 0x7FC0  # row 5 of the first panel is NaN at k 6
+    w.data.view("<u2")[160 * 16 + 2 * 7 + 1] = 0xFF80  # row 23 is -inf at k 1
+    x[2, 9], x[36, 100] = np.nan, np.inf
+    for m in (4, 37):
+        with np.errstate(invalid="ignore"):
+            y, expected = linear(w, x[:m], tier, "int8"), x[:m].astype(np.float64) @ exact_values(w).T
+        assert np.array_equal(np.isnan(y), np.isnan(expected))
+        assert np.array_equal(np.isinf(y), np.isinf(expected))
+        assert np.isnan(y[:, 5]).all() and np.isnan(y[2]).all()
+        assert np.isfinite(y[0, :5]).all()
 
 
 def awkward_rows() -> np.ndarray:

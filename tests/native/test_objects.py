@@ -17,7 +17,9 @@ TIERS = sorted(folder.name for folder in (ROOT / "native" / "kernels").glob("*/"
 INSTRUCTION = re.compile(r"^ *[0-9a-f]+:\t(.*)$", re.MULTILINE)
 VEX = re.compile(r"^(\{[a-z]+\} )?v[a-z]|%[yz]mm")  # AVX and above
 TILE = re.compile(r"^(tile|tdp|ldtilecfg|sttilecfg)")  # AMX
-VNNI = re.compile(r"^(\{[a-z]+\} )?vpdp")  # in the avx2 tier where the CPU has it, so in units of its own
+# Of their tiers where the CPU has them, so in units of their own.
+VNNI = re.compile(r"^(\{[a-z]+\} )?vpdp")
+BF16 = re.compile(r"^v(dp|cvtne2?ps2)\w*bf16")
 EVEX = re.compile(r"%zmm|%k[0-7]\b|%[xy]mm(1[6-9]|2\d|3[01])\b|\{evex\}")  # AVX-512
 
 
@@ -71,10 +73,14 @@ def test_no_instruction_above_the_tier(library, forbidden):
         assert not above, f"{path.name}: {above[0]}"
 
 
-def test_avx_vnni_stays_in_its_units():
-    for path in objects("kernels_avx2"):
-        used = any(VNNI.search(i) for i in INSTRUCTION.findall(run("objdump", "-d", "--no-show-raw-insn", str(path))))
-        assert used == ("vnni" in path.name), path.name
+@pytest.mark.parametrize(
+    ("library", "feature", "unit"),
+    [("kernels_avx2", VNNI, "vnni"), ("kernels_avx512", BF16, "bf16"), ("kernels_amx", BF16, "bf16")],
+)
+def test_features_of_some_cpus_stay_in_their_units(library, feature, unit):
+    for path in objects(library):
+        used = any(feature.search(i) for i in INSTRUCTION.findall(run("objdump", "-d", "--no-show-raw-insn", str(path))))
+        assert used == (unit in path.name), path.name
 
 
 def test_the_search_for_instructions_can_fail():

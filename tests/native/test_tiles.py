@@ -91,7 +91,7 @@ def test_nothing_outside_the_operands_is_touched(at, tier):
             x = np.zeros((m, w.layout["k_padded"]), F)
             x[:, :k] = activations(m, k)
             y = guarded(np.zeros((m, 16 * w.layout["panels"]), F), at)
-            scratch = guarded(np.zeros(n.linear_input_bytes(m, x.shape[1]), np.uint8), at)
+            scratch = guarded(np.zeros(n.linear_input_bytes(m, x.shape[1], w.native[0]), np.uint8), at)
             native = (*w.native[:5], guarded(w.data, at))
             n.linear_into(POOL, ops.TIERS.index(tier), 0, *native, guarded(x, at), scratch, y)
             assert np.array_equal(y[:, :rows], linear(w, x[:, :k], "avx512"))
