@@ -8,8 +8,8 @@
 namespace lowbit {
 
 // Compute type of a linear product.
-//   int8: activations are quantised per 64 k (see QuantizedRows); codebooks are rounded to int8 (formats.h kinds kGrid and
-//         kCodebook with at most 4 bits, plus sym_int8); used when the format has such a kernel, else fp32.
+//   int8: activations are quantised per 64 k (see QuantizedRows); codebooks are rounded to int8 (formats.h kinds kGrid and kCodebook with
+//         at most 4 bits, plus sym_int8); for bf16 weights activations are rounded to bf16 (bf16_products.h); else fp32.
 //   fp32: codes are expanded to their exact float values.
 enum class Compute : uint8_t { int8 = 0, fp32 = 1 };
 
