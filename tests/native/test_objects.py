@@ -79,7 +79,8 @@ def test_no_instruction_above_the_tier(library, forbidden):
 )
 def test_features_of_some_cpus_stay_in_their_units(library, feature, unit):
     for path in objects(library):
-        used = any(feature.search(i) for i in INSTRUCTION.findall(run("objdump", "-d", "--no-show-raw-insn", str(path))))
+        instructions = INSTRUCTION.findall(run("objdump", "-d", "--no-show-raw-insn", str(path)))
+        used = any(feature.search(i) for i in instructions)
         assert used == (unit in path.name), path.name
 
 
