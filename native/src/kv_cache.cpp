@@ -8,12 +8,33 @@
 #include <string>
 #include <unordered_set>
 
+#include "buffers.h"
+
 namespace lowbit {
 namespace {
 
 constexpr int64_t kValueAlign = 16;  // elements: values are whole vectors on every tier
-constexpr int64_t kPageBytes = int64_t{2} << 20;  // at least; below, the system has no huge pages for it
+constexpr int64_t kHugePage = int64_t{2} << 20;
+constexpr int64_t kMostPageBytes = 2 * kHugePage;  // unless a block has more: forks copy what they share of a page
 constexpr int64_t kAliasing = 4096;  // bytes; heads a multiple of this apart would compete for the same cache sets
+
+int64_t whole_huge_pages(int64_t bytes) { return round_up(bytes, kHugePage); }
+
+// Room that is given away so that a page ends with a huge page.
+bool is_nearly_whole(int64_t bytes) { return whole_huge_pages(bytes) - bytes <= bytes / 16; }
+
+// What of a page is not in huge pages, which are read faster.
+double small_share(int64_t bytes) {
+    return is_nearly_whole(bytes) ? 0.0 : static_cast<double>(bytes % kHugePage) / static_cast<double>(bytes);
+}
+
+// The fewest blocks whose page has the least share of small pages.
+int64_t blocks_per_page(int64_t block_bytes) {
+    int64_t best = 1;
+    for (int64_t n = 2; n * block_bytes <= kMostPageBytes; n++)
+        if (small_share(n * block_bytes) < small_share(best * block_bytes)) best = n;
+    return best;
+}
 
 }  // namespace
 
@@ -35,7 +56,9 @@ KvCache::KvCache(const KvShape& shape) : shape_(shape) {
     const int64_t blocks = (shape.capacity + kKvBlock - 1) / kKvBlock;
     if (block * blocks > (__int128{1} << 62)) throw std::bad_alloc();
     block_bytes_ = static_cast<int64_t>(block);
-    page_blocks_ = std::min((kPageBytes + block_bytes_ - 1) / block_bytes_, blocks);
+    page_blocks_ = std::min(blocks_per_page(block_bytes_), blocks);
+    page_bytes_ = page_blocks_ * block_bytes_;
+    if (is_nearly_whole(page_bytes_)) page_bytes_ = whole_huge_pages(page_bytes_);
 }
 
 void KvCache::check_length(int64_t length, const char* what) const {
@@ -57,7 +80,7 @@ void KvCache::truncate(int64_t length) {
 void KvCache::grow(int64_t n) {
     for (int64_t page = length_ / page_positions(), end = pages_for(length_ + n); page < end; page++) {
         if (page == static_cast<int64_t>(pages_.size()))
-            set_page(page, std::make_shared<Reservation>(page_blocks_ * block_bytes_));
+            set_page(page, std::make_shared<Reservation>(page_bytes_));
         else if (pages_[page].use_count() > 1)  // only the page that length() stands in can be there already
             set_page(page, copy_of(page, length_ - page * page_positions()));
     }
@@ -91,7 +114,7 @@ void KvCache::set_page(int64_t index, std::shared_ptr<Reservation> page) {
 }
 
 std::shared_ptr<Reservation> KvCache::copy_of(int64_t index, int64_t positions) const {
-    auto page = std::make_shared<Reservation>(page_blocks_ * block_bytes_);
+    auto page = std::make_shared<Reservation>(page_bytes_);
     std::memcpy(page->data(), pages_[index]->data(), (positions + kKvBlock - 1) / kKvBlock * block_bytes_);
     return page;
 }

@@ -73,7 +73,7 @@ public:
 private:
     KvShape shape_;
     int64_t length_ = 0, key_rows_ = 0, value_stride_ = 0, key_bytes_ = 0, head_bytes_ = 0, block_bytes_ = 0;
-    int64_t page_blocks_ = 0;
+    int64_t page_blocks_ = 0, page_bytes_ = 0;
     std::vector<std::shared_ptr<Reservation>> pages_;
     std::vector<uint8_t*> blocks_;  // of all pages in order
 

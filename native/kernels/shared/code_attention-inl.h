@@ -73,6 +73,10 @@ struct Fetch {
         at = next + group * count * each * 64;
         lines = next && group * each * 64 < bytes ? static_cast<int>(each) : 0;
     }
+    // The scales that stand behind the codes: read by all rows soon after.
+    static void scales(const uint8_t* at) {
+        for (int i = 0; at && i < kKvBlock / 16; i++) asm volatile("prefetcht0 %0" : : "m"(at[64 * i]));
+    }
     ALWAYS_INLINE void step() {
         NO_UNROLL for (int i = 0; i < lines; i++, at += 64) asm volatile("prefetcht0 %0" : : "m"(*at));
     }
@@ -151,6 +155,7 @@ constexpr CodeValues kCodeValues[2][kCodeRows] = FOR_TYPES(code_values_of_rows);
 
 void scores(const int16_t* q, const float* q_scales, int64_t rows, const void* keys, KvType type, const float* scales, int64_t count,
             int64_t dim, float* scores, const uint8_t* next) {
+    if (next) Fetch::scales(next + dim * kKvBlock * kv_type_size(type));
     for (int64_t r = 0; r < rows; r += kCodeRows) {
         const int64_t left = rows - r < kCodeRows ? rows - r : kCodeRows;
         const Fetch fetch(next, dim / 2, 2 * kKvBlock * kv_type_size(type), (rows + kCodeRows - 1) / kCodeRows, r / kCodeRows);
@@ -160,6 +165,7 @@ void scores(const int16_t* q, const float* q_scales, int64_t rows, const void* k
 
 void values(const int16_t* weights, int64_t rows, const void* values, KvType type, int64_t count, int64_t dim,
             const RowSoftmax* state, float* out, const uint8_t* next) {
+    if (next) Fetch::scales(next + dim * kKvBlock * kv_type_size(type));
     for (int64_t r = 0; r < rows; r += kCodeRows) {
         const int64_t left = rows - r < kCodeRows ? rows - r : kCodeRows;
         const Fetch fetch(next, kKvBlock / 2, 2 * dim * kv_type_size(type), (rows + kCodeRows - 1) / kCodeRows, r / kCodeRows);
