@@ -1,6 +1,7 @@
 // Attention over the KV caches: rotation, storing, and how the work on blocks of keys is shared and put together.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "attention_blocks.h"
 #include "rope.h"
@@ -10,9 +11,26 @@ namespace {
 
 constexpr int64_t kQueryRows = 32;  // (token, head) rows that share a pass over the keys
 
-// Steps cut their keys into spans of so many positions, so that all threads find work where there are few kv heads. The
-// cut does not depend on the number of threads, and so neither does the result.
-constexpr int64_t kSpan = 512;
+// Steps cut their keys into spans, so that all threads find work where there are few kv heads: into longer ones further on, where
+// there are enough of them, because each begins and ends with work of its own. The cut does not depend on the number of threads
+// or on the length of the context, and so neither does the result.
+struct SpansFrom {
+    int64_t index, position, length;
+};
+constexpr SpansFrom kSpans[] = {{10, 8192, 2048}, {4, 2048, 1024}, {0, 0, 512}};
+
+int64_t span_begin(int64_t index) {
+    for (const SpansFrom& s : kSpans)
+        if (index >= s.index) return s.position + (index - s.index) * s.length;
+    return 0;
+}
+
+// Spans that positions up to `end` are in.
+int64_t spans_up_to(int64_t end) {
+    for (const SpansFrom& s : kSpans)
+        if (end > s.position) return s.index + (end - s.position + s.length - 1) / s.length;
+    return 0;
+}
 
 int64_t query_rows(const ModelSpec& s) { return std::max(kQueryRows, s.heads / s.kv_heads); }
 
@@ -78,8 +96,8 @@ int64_t attention_floats(const ModelSpec& s) {
 
 int64_t plan_spans(const ModelSpec& spec, int64_t part_tokens, Segment& segment, int64_t floats) {
     const int64_t group = spec.heads / spec.kv_heads, end = segment.first_position + segment.rows;
-    if (part_tokens * group > query_rows(spec) || end <= kSpan) return 0;
-    segment.spans = (end + kSpan - 1) / kSpan;
+    if (part_tokens * group > query_rows(spec) || spans_up_to(end) <= 1) return 0;
+    segment.spans = spans_up_to(end);
     segment.span_floats = floats;
     return spec.kv_heads * segment.spans * Softmax::floats(segment.rows * group, segment.cache->value_stride());
 }
@@ -159,9 +177,13 @@ void attend(const Team& team, const AttentionContext& c) {
             if (mine()) {
                 const int64_t then = i + team.size();
                 const uint8_t* next =
-                    then < segment.spans * heads ? segment.cache->keys(c.layer, then % heads, then / heads * kSpan) : nullptr;
-                accumulate(c, {segment, segment.first_row, segment.rows, i % heads, next}, i / heads * kSpan,
-                           (i / heads + 1) * kSpan, scratch, span_of(c, segment, i % heads, i / heads));
+                    then < segment.spans * heads ? segment.cache->keys(c.layer, then % heads, span_begin(then / heads)) : nullptr;
+                // In memory that is near: what spans leave has been swept out of the caches since the last layer.
+                const Softmax x(own, segment.rows * group, segment.cache->value_stride());
+                accumulate(c, {segment, segment.first_row, segment.rows, i % heads, next}, span_begin(i / heads),
+                           span_begin(i / heads + 1), scratch, x);
+                std::memcpy(span_of(c, segment, i % heads, i / heads).out, own,
+                            Softmax::floats(segment.rows * group, segment.cache->value_stride()) * sizeof(float));
             }
         if (segment.spans) continue;
         for (int64_t at = 0; at < segment.rows; at += tokens)

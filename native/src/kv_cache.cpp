@@ -21,7 +21,7 @@ constexpr int64_t kAliasing = 4096;  // bytes; heads a multiple of this apart wo
 int64_t whole_huge_pages(int64_t bytes) { return round_up(bytes, kHugePage); }
 
 // Room that is given away so that a page ends with a huge page.
-bool is_nearly_whole(int64_t bytes) { return whole_huge_pages(bytes) - bytes <= bytes / 16; }
+bool is_nearly_whole(int64_t bytes) { return whole_huge_pages(bytes) - bytes <= bytes / 12; }
 
 // What of a page is not in huge pages, which are read faster.
 double small_share(int64_t bytes) {

@@ -95,6 +95,28 @@ def test_steps_far_into_a_context(model, changes):
     assert_close(tiny.run(model, session, ids[1175:]), whole[1175:], 1e-5)
 
 
+def test_steps_behind_spans_of_every_length():
+    """Spans of keys are longer further on: steps at their borders and beyond equal the long prompt."""
+    model, ids = tiny.decoder(SPEC, tiny.packed(WEIGHTS)), tokens(10_300, 4)
+    session = tiny.cache(SPEC, ids.size)
+    whole = ops.forward(model, [(session, ids, True)], POOL)
+    for at in (10_249, 8193, 8192, 8191, 3073, 3072, 2049, 2048, 2047, 512):
+        session.truncate(at)
+        assert_close(tiny.run(model, session, ids[at : at + 1]), whole[at : at + 1], 1e-5)
+
+
+def test_a_cache_is_whole_in_huge_pages():
+    """Blocks of positions fill pages that huge pages make up, or nearly."""
+    for kind in ("int8", "int16", "fp16"):
+        session = ops.kv_cache(24, 2, 64, 4096, kind)
+        session.fill(1)
+        assert ops.kv_bytes([session]) in (2 << 20, 4 << 20)
+        session.truncate(0)
+        session = ops.kv_cache(24, 2, 64, 4096, kind)
+        session.fill(4000)
+        assert ops.kv_bytes([session]) <= 1.1 * 4096 * session.bytes_per_position
+
+
 def test_company_does_not_change_a_bit(model):
     """A part's logits are the same bits whichever parts share the pass, even where a chunk ends inside of it."""
     for low_bit, compute, kv in (("fp32", "fp32", "fp32"), ("sym_int4", "int8", "int8"), ("sym_int4", "int8", "int16")):
