@@ -97,7 +97,7 @@ def test_steps_far_into_a_context(model, changes):
 
 def test_steps_behind_spans_of_every_length():
     """Spans of keys are longer further on: steps at their borders and beyond equal the long prompt."""
-    model, ids = tiny.decoder(SPEC, tiny.packed(WEIGHTS)), tokens(10_300, 4)
+    model, ids = tiny.decoder(SPEC, tiny.packed(WEIGHTS), TIERS[-1]), tokens(10_300, 4)
     session = tiny.cache(SPEC, ids.size)
     whole = ops.forward(model, [(session, ids, True)], POOL)
     for at in (10_249, 8193, 8192, 8191, 3073, 3072, 2049, 2048, 2047, 512):
