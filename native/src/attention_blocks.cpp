@@ -13,9 +13,8 @@ constexpr int64_t kFloatRows = 4;  // queries that the kernels multiply at once
 constexpr int64_t kCodeRows = 8;
 constexpr int64_t kWidenFrom = 9;  // query rows from which on codes of 8 bits are widened before use, not in every product
 
-// The next block of keys and values stands where no hardware prefetcher looks for it: behind those of all other heads
-// and layers.
-// So it is fetched while this one is computed, a little at a time: more at once than the core can have under way would wait.
+// The next block of keys and values often stands where no hardware prefetcher looks for it: in another page of the cache. So it is
+// fetched while this one is computed, a little at a time: more at once than the core can have under way would wait.
 class Prefetch {
 public:
     Prefetch(const uint8_t* data, int64_t bytes, int64_t times)

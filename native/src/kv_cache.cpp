@@ -90,7 +90,7 @@ void KvCache::fill(int64_t n) {
     if (length_ != 0 || n < 0 || n > shape_.capacity)
         throw std::invalid_argument("only an empty KvCache is filled, with at most its capacity");
     grow(n);
-    for (uint8_t* block : blocks_) std::memset(block, 0, block_bytes_);
+    for (const auto& page : pages_) std::memset(page->data(), 0, page_bytes_);
     length_ = n;
 }
 
@@ -109,13 +109,15 @@ void KvCache::set_page(int64_t index, std::shared_ptr<Reservation> page) {
     blocks_.reserve((index + 1) * page_blocks_);  // the last that may throw
     pages_.resize(std::max<size_t>(pages_.size(), index + 1));
     blocks_.resize(pages_.size() * page_blocks_);
-    for (int64_t i = 0; i < page_blocks_; i++) blocks_[index * page_blocks_ + i] = page->data() + i * block_bytes_;
+    for (int64_t i = 0; i < page_blocks_; i++) blocks_[index * page_blocks_ + i] = page->data() + i * head_bytes_;
     pages_[index] = std::move(page);
 }
 
 std::shared_ptr<Reservation> KvCache::copy_of(int64_t index, int64_t positions) const {
     auto page = std::make_shared<Reservation>(page_bytes_);
-    std::memcpy(page->data(), pages_[index]->data(), (positions + kKvBlock - 1) / kKvBlock * block_bytes_);
+    const int64_t step = page_blocks_ * head_bytes_, used = (positions + kKvBlock - 1) / kKvBlock * head_bytes_;
+    for (int64_t head = 0; head < shape_.layers * shape_.kv_heads; head++)
+        std::memcpy(page->data() + head * step, pages_[index]->data() + head * step, used);
     return page;
 }
 

@@ -1,11 +1,11 @@
 // The KV cache of one session: grows by pages, is truncated to reuse a prefix, forked to share one.
 //
-// Positions stand in blocks of kKvBlock; a block holds all layers: [block][layer][head], there the keys of the block
-// transposed, [head_dim][kKvBlock], then its values [kKvBlock][head_dim padded to 16]. Codes (int8, int16) stand in pairs of what
+// Positions stand in blocks of kKvBlock, blocks in pages: [page][layer][head][block], so that attention reads several in
+// a row; there the keys of the block transposed, [head_dim][kKvBlock], then its values [kKvBlock][head_dim padded to 16]. Codes (int8, int16) stand in pairs of what
 // is added up, [head_dim padded to 2 / 2][kKvBlock][2] and [kKvBlock / 2][head_dim padded to 16][2]; behind the keys, and again
 // behind the values, stand kKvBlock scales (fp32), one for each position. Attention
-// multiplies whole vectors without shuffling: 16 keys, or 16 dimensions of a value, at a time. Blocks stand in pages of
-// at least 2 MiB (so that the system can back them with huge pages) or the whole capacity, whichever is less. Forks
+// multiplies whole vectors without shuffling: 16 keys, or 16 dimensions of a value, at a time. Pages have the
+// size of one or two huge pages, of a block where that is more, or of the whole capacity where that is less. Forks
 // share the pages they both have in full: a prefix that many sessions begin with is held once, and forking costs the
 // copy of one page at most.
 #pragma once
@@ -52,7 +52,7 @@ public:
 
     // The block of `position`: its keys ...
     uint8_t* keys(int64_t layer, int64_t head, int64_t position) const {
-        return blocks_[position / kKvBlock] + (layer * shape_.kv_heads + head) * head_bytes_;
+        return blocks_[position / kKvBlock] + (layer * shape_.kv_heads + head) * page_blocks_ * head_bytes_;
     }
     // ... and its values.
     uint8_t* values(int64_t layer, int64_t head, int64_t position) const {
@@ -75,7 +75,7 @@ private:
     int64_t length_ = 0, key_rows_ = 0, value_stride_ = 0, key_bytes_ = 0, head_bytes_ = 0, block_bytes_ = 0;
     int64_t page_blocks_ = 0, page_bytes_ = 0;
     std::vector<std::shared_ptr<Reservation>> pages_;
-    std::vector<uint8_t*> blocks_;  // of all pages in order
+    std::vector<uint8_t*> blocks_;  // of all pages in order: where they begin in the first layer's first head
 
     const float* scales_at(const uint8_t* codes, int64_t rows) const {
         return reinterpret_cast<const float*>(codes + rows * kKvBlock * kv_type_size(shape_.type));
