@@ -191,7 +191,9 @@ def test_many_texts_fill_several_chunks():
         assert np.abs(alone[0] - together[i]).max() <= 1e-5
 
 
-@pytest.mark.parametrize(("low_bit", "compute"), [("fp32", "fp32"), ("sym_int8", "int8"), ("sym_int4", "int8")])
+@pytest.mark.parametrize(
+    ("low_bit", "compute"), [("fp32", "fp32"), ("sym_int8", "int8"), ("sym_int4", "int8"), ("bf16", "int8")]
+)
 def test_members_that_work_alone_compute_what_the_team_does(pair, low_bit, compute):
     """From some 500 rows on, each thread takes texts of its own; a text by itself is shared by the team."""
     texts, encoder = pair.texts(tuple(1 + 37 * i % 79 for i in range(24))), pair.encoder(low_bit, compute)

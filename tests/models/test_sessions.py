@@ -289,6 +289,7 @@ def test_mixed_formats_share_inputs():
     tensors = tiny.packed(WEIGHTS, "sym_int4", 64)
     tensors |= {n: t for n, t in tiny.packed(WEIGHTS, "sym_int8", 128).items() if "qkv" in n or "down" in n}
     tensors |= {n: t for n, t in tiny.packed(WEIGHTS, "fp16").items() if ".0.gate_up" in n or n == "head.weight"}
+    tensors |= {n: t for n, t in tiny.packed(WEIGHTS, "bf16").items() if ".1.gate_up" in n}
     exact = dequantised(tensors).logits(tokens(20).tolist())
     for tier in TIERS:
         for compute, tolerance in (("fp32", 1e-4), ("int8", 0.1)):
@@ -296,9 +297,20 @@ def test_mixed_formats_share_inputs():
             assert rms(got - exact) <= tolerance * rms(exact)
 
 
-def test_int8_steps_equal_int8_prefill(model):
-    """Activations are quantised per row, so how rows are batched does not change them."""
-    quantised = tiny.decoder(SPEC, tiny.packed(WEIGHTS, "sym_int4"), TIERS[-1], "int8")
+def test_bf16_weights_read_rounded_inputs():
+    """Of int8 compute; 8 bits of mantissa move logits by less than a hundredth, on every tier by nearly the same."""
+    tensors = tiny.packed(WEIGHTS, "bf16")
+    exact = dequantised(tensors).logits(tokens(40).tolist())
+    moved = [tiny.run(tiny.decoder(SPEC, tensors, t, "int8"), tiny.cache(SPEC), tokens(40)) - exact for t in TIERS]
+    for difference in moved:
+        assert 3e-4 * rms(exact) < rms(difference) < 1e-2 * rms(exact)
+        assert rms(difference - moved[0]) < 0.5 * rms(moved[0])
+
+
+@pytest.mark.parametrize("low_bit", ["sym_int4", "bf16"])
+def test_int8_steps_equal_int8_prefill(model, low_bit):
+    """Activations are rounded per row, so how rows are batched does not change them."""
+    quantised = tiny.decoder(SPEC, tiny.packed(WEIGHTS, low_bit), TIERS[-1], "int8")
     whole = tiny.run(quantised, tiny.cache(SPEC), tokens(60))
     session = tiny.cache(SPEC)
     steps = np.concatenate([tiny.run(quantised, session, tokens(60)[i : i + 1]) for i in range(60)])
