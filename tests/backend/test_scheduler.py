@@ -262,7 +262,9 @@ def test_many_threads_that_read_leave_and_cancel():
 def test_a_forked_child_generates_while_the_parent_is_in_a_step():
     engine = toy.ToyEngine(toy.babble(), delay=0.05)
     generator = Generator(engine)
-    batch = generator.start([request([1], max_new_tokens=40)])  # more steps than the fork can wait for its turn
+    cancel = threading.Event()
+    # Far more steps than the fork waits for its turn, which it may not get at once on a busy machine.
+    batch = generator.start([request([1], max_new_tokens=500, cancel=cancel)])
     thread = threading.Thread(target=lambda: list(batch))
     thread.start()
     while not generator._scheduler._turn.locked():
@@ -282,7 +284,9 @@ def test_a_forked_child_generates_while_the_parent_is_in_a_step():
         finally:
             os._exit(2)
     assert exit_code(child) == 0
+    cancel.set()
     thread.join(20)
+    assert not thread.is_alive()
 
 
 def exit_code(child):
