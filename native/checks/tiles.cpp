@@ -37,6 +37,11 @@ const KernelTable& kernel_table(Tier tier) {
     return table;
 }
 
+const Bf16Kernels& bf16_kernels(Tier) {
+    static constexpr Bf16Kernels none{};
+    return none;
+}
+
 }  // namespace lowbit
 
 namespace {
@@ -116,7 +121,7 @@ void product(Tier tier, const PackedView& w, int64_t m, float* y) {
     ThreadPool pool(1);
     const KernelTable& kernels = kernel_table(tier);
     const int64_t padded = w.layout.k_padded;
-    LinearInput input = linear_input(x, padded, m, w.layout.k, padded, Compute::int8, scratch);
+    LinearInput input = linear_input(x, padded, m, w.layout.k, padded, Compute::int8, Rounding::of(*w.format), scratch);
     auto job = [&](Team& team) {
         prepare_input(team, kernels, input);
         linear(team, kernels, w, nullptr, input, y, w.layout.panels * kPanelRows);
@@ -131,7 +136,7 @@ bool equal(const Format& f, const Shape& shape, bool negatives, Random& random) 
     w.data = weights;
     const int64_t padded = w.layout.k_padded, results = shape.m * w.layout.panels * kPanelRows;
     if (w.layout.bytes > kBytes || shape.m * padded > kFloats || results > kFloats ||
-        static_cast<int64_t>(linear_input_bytes(shape.m, padded)) > kBytes)
+        static_cast<int64_t>(linear_input_bytes(shape.m, padded, Rounding::of(f))) > kBytes)
         return false;
     fill_weights(f, w.layout, random);
     if (!negatives) without_negatives(f, w.layout);
