@@ -112,10 +112,7 @@ __attribute__((noinline)) void few_tile(const FewSegment<V>& s, int half, int la
             codes += 4 * width;
         };
         const bool opens = in_group == 0, closes = in_group + together >= s.group_atoms;
-        if (opens && closes) drain(Index<1>{}, Index<1>{});
-        else if (opens) drain(Index<1>{}, Index<0>{});
-        else if (closes) drain(Index<0>{}, Index<1>{});
-        else drain(Index<0>{}, Index<0>{});
+        with_ends(opens, closes, drain);
         in_group = closes ? 0 : in_group + together;
         group += closes;
         UNROLL for (int v = 0; v < V; v++) atom[v] += bytes;

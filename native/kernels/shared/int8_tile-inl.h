@@ -68,10 +68,7 @@ __attribute__((noinline)) void int8_tile(const Strip& s, int vector, const Quant
                 }
             };
             const bool opens = in_group == 0, closes = in_group + together >= s.group_atoms;
-            if (opens && closes) drain(Index<1>{}, Index<1>{});
-            else if (opens) drain(Index<1>{}, Index<0>{});
-            else if (closes) drain(Index<0>{}, Index<1>{});
-            else drain(Index<0>{}, Index<0>{});
+            with_ends(opens, closes, drain);
             in_group = closes ? 0 : in_group + together;
             if (closes) {
                 group_scales += s.vectors * kLanes;

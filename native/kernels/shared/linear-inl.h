@@ -18,6 +18,15 @@ ALWAYS_INLINE void for_each_index(F f) {
     }
 }
 
+// Calls f(Index<opens>, Index<closes>): one body for the first atoms of a group, the last, both and neither.
+template <class F>
+ALWAYS_INLINE void with_ends(bool opens, bool closes, F f) {
+    if (opens && closes) f(Index<1>{}, Index<1>{});
+    else if (opens) f(Index<1>{}, Index<0>{});
+    else if (closes) f(Index<0>{}, Index<1>{});
+    else f(Index<0>{}, Index<0>{});
+}
+
 // The plane of the upper bits of 3, 5 and 6-bit codes begins here in an atom.
 template <int bits>
 constexpr int kHighPlane = kLine * (bits == 3 ? 2 : 4);
