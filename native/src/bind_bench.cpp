@@ -93,18 +93,20 @@ std::pair<double, double> linear_seconds(ThreadPool& pool, int tier, int compute
     return times.stop();
 }
 
+Peak peak_of(Tier tier, int compute) {
+    if (compute == 2 && bf16_kernels(tier).few) return avx512::peak_bf16;
+    if (compute != 0) return tier >= Tier::avx512 ? avx512::peak_fp32 : avx2::peak_fp32;
+    if (tier == Tier::amx) return amx::peak_int8;
+    if (tier == Tier::avx512) return avx512::peak_int8;
+    return cpu_features().avx_vnni ? avx2::peak_int8_vnni : avx2::peak_int8;
+}
+
 // Register-only multiply-adds per second of all threads in the instruction a tier's products are made of; compute 2: those of bf16
 // weights with rounded activations.
 std::pair<double, double> peak_rate(ThreadPool& pool, int tier, int compute, double seconds) {
-    const bool vnni = cpu_features().avx_vnni && tier == static_cast<int>(Tier::avx2);
     kernels_of(tier);  // throws where the tier is not available
     if (tier == static_cast<int>(Tier::scalar)) throw std::invalid_argument("the scalar tier has no such loop");
-    const bool bf16 = compute == 2 && bf16_kernels(static_cast<Tier>(tier)).few, fp32 = compute == 1 || (compute == 2 && !bf16);
-    const Peak avx2_int8 = vnni ? avx2::peak_int8_vnni : avx2::peak_int8;
-    const Peak peak = bf16                                     ? avx512::peak_bf16
-                      : tier == static_cast<int>(Tier::amx)      ? (fp32 ? avx512::peak_fp32 : amx::peak_int8)
-                      : tier == static_cast<int>(Tier::avx512) ? (fp32 ? avx512::peak_fp32 : avx512::peak_int8)
-                                                               : (fp32 ? avx2::peak_fp32 : avx2_int8);
+    const Peak peak = peak_of(static_cast<Tier>(tier), compute);
     nb::gil_scoped_release release;
     Times times(pool.size());
     std::vector<int64_t> done(static_cast<size_t>(pool.size()));
