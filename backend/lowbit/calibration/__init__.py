@@ -274,8 +274,10 @@ def _pack(
     if quantiser.algorithm == "gptq":
         size = choice.format.group(group if group is not None else choice.group_size)
         assert seen.moments is not None
-        options: dict[str, Any] = {"damp": quantiser.damp, "act_order": quantiser.act_order, "sweeps": quantiser.sweeps}
-        return gptq(weight, seen.moments, choice, size, ratios=CLIP_RATIOS, **options)
+        return gptq(
+            weight, seen.moments, choice, size,
+            damp=quantiser.damp, act_order=quantiser.act_order, sweeps=quantiser.sweeps, ratios=CLIP_RATIOS,
+        )  # fmt: skip
     return quantize(weight, choice, group, importance=seen.importance, name=name, pool=pool)
 
 
