@@ -2,9 +2,9 @@
 
     python3 native/checks/bochs.py IMAGE
 
-Ends with status 0 if the last line is PASSED. `make bochs` builds the image and calls this. Takes some minutes.
-Bochs 3.0, as in Debian 13, works; Debian's build of 3.1 divides signed 64-bit integers wrongly (1000000007000 / 1000
-gave 3).
+Ends with status 0 if the last line is PASSED. `make bochs` builds the image and calls this.
+Bochs 3.0, as in Debian 13, works, in seconds; Debian's build of 3.1 divides signed 64-bit integers wrongly, which the
+image says first.
 """
 
 from __future__ import annotations
