@@ -13,7 +13,7 @@ namespace {
 
 #include "shared/linear-inl.h"
 
-constexpr int fp32_panels(int m) { return m <= 1 ? 4 : m <= 4 ? 2 : 1; }
+constexpr int panels_of_floats(int m) { return m <= 1 ? 4 : m <= 4 ? 2 : 1; }
 
 template <FormatId id>
 constexpr float kFloatFactor = id == FormatId::fp4 ? kFp4Int8.factor : 1.0f;
@@ -71,17 +71,19 @@ inline Floats wide_float(const uint8_t* atom, int half) {
 
 #include "shared/fp32-inl.h"
 
+#include "shared/float-inl.h"
+
 constexpr int kTileRows = 4, kTileVectors = 3, kStripPanels = 3;
 #include "shared/many-inl.h"
 
-#include "shared/fp32_many-inl.h"
+#include "shared/float_many-inl.h"
 
 }  // namespace
 
 void add_fp32(LinearKernels& k) {
-#define X(name, ...)                       \
-    add_fp32_format<FormatId::name>(k);    \
-    add_fp32_many_format<FormatId::name>(k);
+#define X(name, number, ...)                                                          \
+    k.fp32[number] = product<FloatProduct<Fp32, FormatId::name>, FormatId::name>; \
+    k.fp32_many[number] = product_many<FloatMany<Fp32, FormatId::name>, FormatId::name>;
     LOWBIT_FORMATS(X)
 #undef X
 }

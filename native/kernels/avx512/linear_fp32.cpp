@@ -16,7 +16,7 @@ namespace {
 
 #include "shared/linear-inl.h"
 
-constexpr int fp32_panels(int m) { return m <= 4 ? 4 : 2; }
+constexpr int panels_of_floats(int m) { return m <= 4 ? 4 : 2; }
 
 template <FormatId id>
 constexpr float kFloatFactor = 1.0f;
@@ -64,17 +64,19 @@ inline Floats wide_float(const uint8_t* atom, int) {
 
 #include "shared/fp32-inl.h"
 
+#include "shared/float-inl.h"
+
 constexpr int kTileRows = 8, kTileVectors = 3, kStripPanels = 3;
 #include "shared/many-inl.h"
 
-#include "shared/fp32_many-inl.h"
+#include "shared/float_many-inl.h"
 
 }  // namespace
 
 void add_fp32(LinearKernels& k) {
-#define X(name, ...)                       \
-    add_fp32_format<FormatId::name>(k);    \
-    add_fp32_many_format<FormatId::name>(k);
+#define X(name, number, ...)                                                          \
+    k.fp32[number] = product<FloatProduct<Fp32, FormatId::name>, FormatId::name>; \
+    k.fp32_many[number] = product_many<FloatMany<Fp32, FormatId::name>, FormatId::name>;
     LOWBIT_FORMATS(X)
 #undef X
 }

@@ -3,7 +3,7 @@
 // lanes-inl.h of a tier provides
 //   Quad, Ints, Floats, kLanes, kPrefetchBytes; load_quad, low_nibble, high_nibble, crumb<i>, join_nibble, add_bit<value>,
 //   broadcast_four; broadcast_int, add_ints; zero, broadcast, load_halves, fma, add, multiply, to_floats, sum_of, store, prefetch.
-// Then int8-inl.h or fp32-inl.h says how an atom is multiplied.
+// Then int8-inl.h or float-inl.h says how an atom is multiplied.
 
 constexpr int kHalves = kPanelRows / kLanes;
 constexpr int kQuadBytes = kLine / kHalves;

@@ -3,7 +3,7 @@
 // kTileRows rows x kTileVectors vectors whose sums stay in registers. Every output goes through the same operations in the same order as
 // in linear-inl.h: results are equal to the last bit, whatever the number of rows.
 // The including file provides kTileVectors, kStripPanels (2 or 3) and kTileRows, a divisor of the rows that stand together
-// (kMaxKernelRows, for tiles kTileBlockRows). A Many (int8_many-inl.h, fp32_many-inl.h) provides
+// (kMaxKernelRows, for tiles kTileBlockRows). A Many (int8_many-inl.h, float_many-inl.h) provides
 //   Rows, factor, kBlockK, unpack_atom(atom, to, line), tile<V>(strip, vector, rows, row, y, y_stride).
 
 // One block of k of a strip, unpacked. A line is the weights of all vectors for one step along k (4 k as bytes, 1 as floats).
