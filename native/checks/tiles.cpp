@@ -1,5 +1,5 @@
-// Products on real tile instructions against those of the avx512 tier, to the last bit: every format with int8 compute, ragged
-// shapes, few and many rows. It runs without an operating system, started by a Multiboot loader (bare.h), so that an emulated
+// Products on real tile instructions against others to the last bit: every format with int8 compute against the avx512 tier, every format
+// with bf16 compute against the model of the instructions; ragged shapes, few and many rows. It runs without an operating system, started by a Multiboot loader (bare.h), so that an emulated
 // machine comes to the point in seconds: `make bochs`.
 #include "bare.h"
 
@@ -24,22 +24,10 @@ void ThreadPool::run(const std::function<void(Team&)>& job) {
 void Team::barrier() {}
 Team::Range Team::slice(int64_t n, int64_t) const { return {0, n}; }
 
-const KernelTable& kernel_table(Tier tier) {
-    static KernelTable tables[4];
-    KernelTable& table = tables[static_cast<int>(tier)];
-    table.tier = tier;
-    table.linear = tier == Tier::scalar ? scalar::linear_kernels() : avx512::linear_kernels();
-    if (tier != Tier::amx) return table;
-    const LinearKernels amx = amx::linear_kernels();
-    table.linear.tiles = amx.tiles;
-    for (int i = 0; i < 16; i++)
-        if (amx.int8_many[i]) table.linear.int8_many[i] = amx.int8_many[i];
+const KernelTable& kernel_table(Tier) {  // asked for the formats that have int8 compute
+    static KernelTable table;
+    table.linear = scalar::linear_kernels();
     return table;
-}
-
-const Bf16Kernels& bf16_kernels(Tier) {
-    static constexpr Bf16Kernels none{};
-    return none;
 }
 
 }  // namespace lowbit
@@ -73,9 +61,15 @@ constexpr int64_t kFloats = 1 << 20, kBytes = 4 << 20;
 alignas(64) uint8_t weights[kBytes], scratch[kBytes];
 alignas(64) float x[kFloats], tiles[kFloats], other[kFloats];
 
-// Any bytes are codes; scales and minima are fp16.
+// Any bytes are codes, those of bf16 but for what is not finite; scales and minima are fp16.
 void fill_weights(const Format& f, const Layout& l, Random& random) {
     for (int64_t i = 0; i < l.bytes; i++) weights[i] = static_cast<uint8_t>(random.bits());
+    if (f.id == FormatId::bf16)
+        for (int64_t i = 0; i < l.bytes; i += 2) {
+            const uint16_t half = static_cast<uint16_t>(__builtin_bit_cast(uint32_t, random.value()) >> 16);
+            __builtin_memcpy(weights + i, &half, 2);
+        }
+    if (f.codes == Codes::kFloat) return;
     const int64_t lines = f.has_min ? 2 : 1;
     for (int64_t tile = 1; tile <= l.panels * l.tiles; tile++)
         for (int64_t i = lines * kLine; i > 0; i -= 2) {
@@ -122,12 +116,25 @@ void without_negatives(const Format& f, const Layout& l) {
     }
 }
 
-// y [m][panels * 16] of the tier.
-void product(Tier tier, const PackedView& w, int64_t m, float* y) {
+// The avx512 tier with the tiles of another.
+KernelTable avx512_and(const LinearKernels& tiles) {
+    KernelTable table{};
+    table.linear = avx512::linear_kernels();
+    table.vector = avx512::vector_kernels();
+    table.linear.tiles = tiles.tiles;
+    for (int i = 0; i < 16; i++) {
+        if (tiles.int8_many[i]) table.linear.int8_many[i] = tiles.int8_many[i];
+        table.linear.bf16[i] = tiles.bf16[i];
+        table.linear.bf16_many[i] = tiles.bf16_many[i];
+    }
+    return table;
+}
+
+// y [m][panels * 16] of the kernels.
+void product(const KernelTable& kernels, const PackedView& w, Compute compute, int64_t m, float* y) {
     ThreadPool pool(1);
-    const KernelTable& kernels = kernel_table(tier);
     const int64_t padded = w.layout.k_padded;
-    LinearInput input = linear_input(x, padded, m, w.layout.k, padded, Compute::int8, Rounding::of(*w.format), scratch);
+    LinearInput input = linear_input(x, padded, m, w.layout.k, padded, compute, Rounding::of(*w.format, compute), scratch);
     auto job = [&](Team& team) {
         prepare_input(team, kernels, input);
         linear(team, kernels, w, nullptr, input, y, w.layout.panels * kPanelRows);
@@ -135,14 +142,15 @@ void product(Tier tier, const PackedView& w, int64_t m, float* y) {
     pool.run(std::ref(job));
 }
 
-bool equal(const Format& f, const Shape& shape, bool negatives, Random& random) {
+bool equal(const Format& f, const Shape& shape, Compute compute, const KernelTable& mine, const KernelTable& theirs, bool negatives,
+           Random& random) {
     PackedView w;
     w.format = &f;
     w.layout = layout_of(f, shape.rows, shape.k, shape.group_size);
     w.data = weights;
     const int64_t padded = w.layout.k_padded, results = shape.m * w.layout.panels * kPanelRows;
     if (w.layout.bytes > kBytes || shape.m * padded > kFloats || results > kFloats ||
-        static_cast<int64_t>(linear_input_bytes(shape.m, padded, Rounding::of(f))) > kBytes)
+        static_cast<int64_t>(linear_input_bytes(shape.m, padded, Rounding::of(f, compute))) > kBytes)
         return false;
     fill_weights(f, w.layout, random);
     if (!negatives) without_negatives(f, w.layout);
@@ -152,9 +160,28 @@ bool equal(const Format& f, const Shape& shape, bool negatives, Random& random) 
             x[row * padded + i] = i >= shape.k ? 0 : negatives || value > 0 ? value : -value;
         }
     for (int64_t i = 0; i < results; i++) tiles[i] = 1, other[i] = 2;
-    product(Tier::amx, w, shape.m, tiles);
-    product(Tier::avx512, w, shape.m, other);
+    product(mine, w, compute, shape.m, tiles);
+    product(theirs, w, compute, shape.m, other);
     return __builtin_memcmp(tiles, other, static_cast<size_t>(results) * sizeof(float)) == 0;
+}
+
+// All formats that the compute type rounds activations for, and all shapes. Returns true if all products are equal.
+bool compare(Compute compute, const KernelTable& mine, const KernelTable& theirs, bool negatives, Random& random) {
+    int products = 0, wrong = 0;
+    for (const Format& f : kFormats) {
+        if (compute == Compute::int8 ? !has_int8_compute(f) : !mine.linear.bf16[static_cast<int>(f.id)]) continue;
+        for (const Shape& shape : kShapes) {
+            products++;
+            if (equal(f, shape, compute, mine, theirs, negatives, random)) continue;
+            wrong++;
+            print(f.name), print(" differs: group "), print(shape.group_size), print(", "), print(shape.rows);
+            print(" x "), print(shape.k), print(", rows "), print(shape.m), print("\n");
+        }
+        print(f.name), print(" done\n");
+    }
+    print(products - wrong), print(" of "), print(products), print(compute == Compute::int8 ? " int8" : " bf16");
+    print(" products in tiles are equal bit for bit\n");
+    return wrong == 0;
 }
 
 }  // namespace
@@ -174,18 +201,12 @@ bool check() {
     const bool negatives = tiles_know_signs();
     if (!negatives) print("tdpbssd multiplies unsigned bytes here, a fault of the emulator: no negative operands in what follows\n");
     Random random;
-    int products = 0, wrong = 0;
-    for (const Format& f : kFormats) {
-        if (!has_int8_compute(f)) continue;
-        for (const Shape& shape : kShapes) {
-            products++;
-            if (equal(f, shape, negatives, random)) continue;
-            wrong++;
-            print(f.name), print(" differs: group "), print(shape.group_size), print(", "), print(shape.rows);
-            print(" x "), print(shape.k), print(", rows "), print(shape.m), print("\n");
-        }
-        print(f.name), print(" done\n");
+    const KernelTable avx512 = avx512_and({}), tiles_int8 = avx512_and(amx::linear_kernels());
+    if (!compare(Compute::int8, tiles_int8, avx512, negatives, random)) return false;
+    if (!(d >> 22 & 1)) {
+        print("this CPU has no AMX-BF16\n");
+        return false;
     }
-    print(products - wrong), print(" of "), print(products), print(" products in tiles equal those of avx512 bit for bit\n");
-    return wrong == 0;
+    const KernelTable tiles_bf16 = avx512_and(amx::bf16_kernels()), model = avx512_and(amx_model::bf16_kernels());
+    return compare(Compute::bf16, tiles_bf16, model, true, random);
 }

@@ -57,6 +57,9 @@ std::pair<double, double> linear_seconds(ThreadPool& pool, int tier, int compute
                       const Bytes& data, const Floats& x) {
     const Format* f = find_format(format);
     if (!f) throw std::invalid_argument("unknown format id " + std::to_string(format));
+    if (compute < 0 || compute > 2) throw std::invalid_argument("compute must be 0 (int8), 1 (fp32) or 2 (bf16)");
+    const Compute type = static_cast<Compute>(compute);
+    const Rounding rounding = Rounding::of(*f, type);
     const KernelTable& kernels = kernels_of(tier);
     PackedView w;
     w.format = f;
@@ -67,7 +70,7 @@ std::pair<double, double> linear_seconds(ThreadPool& pool, int tier, int compute
     nb::gil_scoped_release release;
     // Memory and strides as a decoder has them.
     const auto carve = [&](Carver& c) {
-        struct { float *x, *y, *scratch; } at{c.take(m * x_stride * 4), c.take(m * y_stride * 4), c.take(linear_input_bytes(m, k_padded, Rounding::of(*f)))};
+        struct { float *x, *y, *scratch; } at{c.take(m * x_stride * 4), c.take(m * y_stride * 4), c.take(linear_input_bytes(m, k_padded, rounding))};
         return at;
     };
     Carver count_only(nullptr);
@@ -76,7 +79,7 @@ std::pair<double, double> linear_seconds(ThreadPool& pool, int tier, int compute
     Carver carver(memory.data());
     const auto [rows_of_x, y, scratch] = carve(carver);
     for (int64_t i = 0; i < m; i++) std::copy_n(x.data() + i * k_padded, k_padded, rows_of_x + i * x_stride);
-    LinearInput input = linear_input(rows_of_x, x_stride, m, k, k_padded, static_cast<Compute>(compute), Rounding::of(*f), scratch);
+    LinearInput input = linear_input(rows_of_x, x_stride, m, k, k_padded, type, rounding, scratch);
     float* const out = y;
     std::fill_n(out, m * y_stride, 0.0f);  // page faults are not to be timed
     Times times(pool.size());
@@ -94,15 +97,15 @@ std::pair<double, double> linear_seconds(ThreadPool& pool, int tier, int compute
 }
 
 Peak peak_of(Tier tier, int compute) {
-    if (compute == 2 && bf16_kernels(tier).few) return avx512::peak_bf16;
+    if (compute == 2 && kernel_table(tier).linear.bf16[static_cast<int>(FormatId::bf16)])
+        return tier == Tier::amx ? amx::peak_bf16 : avx512::peak_bf16;
     if (compute != 0) return tier >= Tier::avx512 ? avx512::peak_fp32 : avx2::peak_fp32;
     if (tier == Tier::amx) return amx::peak_int8;
     if (tier == Tier::avx512) return avx512::peak_int8;
     return cpu_features().avx_vnni ? avx2::peak_int8_vnni : avx2::peak_int8;
 }
 
-// Register-only multiply-adds per second of all threads in the instruction a tier's products are made of; compute 2: those of bf16
-// weights with rounded activations.
+// Register-only multiply-adds per second of all threads in the instruction a tier's products are made of.
 std::pair<double, double> peak_rate(ThreadPool& pool, int tier, int compute, double seconds) {
     kernels_of(tier);  // throws where the tier is not available
     if (tier == static_cast<int>(Tier::scalar)) throw std::invalid_argument("the scalar tier has no such loop");

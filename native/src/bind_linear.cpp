@@ -29,7 +29,7 @@ std::unique_ptr<T[], Free> aligned(size_t count) {
 }
 
 Compute compute_of(int compute) {
-    if (compute != 0 && compute != 1) throw std::invalid_argument("compute must be 0 (int8) or 1 (fp32)");
+    if (compute < 0 || compute > 2) throw std::invalid_argument("compute must be 0 (int8), 1 (fp32) or 2 (bf16)");
     return static_cast<Compute>(compute);
 }
 
@@ -58,7 +58,7 @@ nb::ndarray<nb::numpy, float> bound_linear(ThreadPool& pool, int tier, int compu
     {
         nb::gil_scoped_release release;
         auto input_rows = aligned<float>(static_cast<size_t>(m * padded));
-        const Rounding rounding = Rounding::of(*w.format);
+        const Rounding rounding = Rounding::of(*w.format, type);
         auto scratch = aligned<uint8_t>(linear_input_bytes(m, padded, rounding));
         auto y = aligned<float>(static_cast<size_t>(m * columns));
         for (int64_t i = 0; i < m; i++) std::memcpy(&input_rows[i * padded], x.data() + i * k, k * sizeof(float));
@@ -82,7 +82,7 @@ void bound_linear_into(ThreadPool& pool, int tier, int compute, int format, int6
     const Compute type = compute_of(compute);
     const int64_t m = static_cast<int64_t>(x.shape(0)), padded = w.layout.k_padded;
     if (static_cast<int64_t>(x.shape(1)) != padded) throw std::invalid_argument("x must have k_padded columns");
-    const Rounding rounding = Rounding::of(*w.format);
+    const Rounding rounding = Rounding::of(*w.format, type);
     if (scratch.shape(0) != linear_input_bytes(m, padded, rounding)) throw std::invalid_argument("scratch has the wrong size");
     if (static_cast<int64_t>(y.shape(0)) != m || static_cast<int64_t>(y.shape(1)) != w.layout.panels * kPanelRows)
         throw std::invalid_argument("y must be [m, 16 * panels]");
@@ -141,10 +141,13 @@ KernelTable avx2_without_vnni() {
 // The amx tier with its tile instructions in C++.
 KernelTable amx_model_table() {
     KernelTable table = kernel_table(Tier::avx512);
-    const LinearKernels model = amx_model::linear_kernels();
+    const LinearKernels model = amx_model::linear_kernels(), bf16 = amx_model::bf16_kernels();
     table.linear.tiles = model.tiles;
-    for (int i = 0; i < 16; i++)
+    for (int i = 0; i < 16; i++) {
         if (model.int8_many[i]) table.linear.int8_many[i] = model.int8_many[i];
+        table.linear.bf16[i] = bf16.bf16[i];
+        table.linear.bf16_many[i] = bf16.bf16_many[i];
+    }
     return table;
 }
 
@@ -167,15 +170,15 @@ const KernelTable& kernels_of(int tier) {
 void bind_linear(nb::module_& m) {
     m.def("linear", &bound_linear, nb::arg("pool"), nb::arg("tier"), nb::arg("compute"), nb::arg("format"), nb::arg("rows"),
           nb::arg("k"), nb::arg("group_size"), nb::arg("multiplier"), nb::arg("data"), nb::arg("x"),
-          nb::arg("bias").none() = nb::none(), "x W^T (+ bias) as fp32 [m, rows]; compute 0 = int8, 1 = fp32.");
+          nb::arg("bias").none() = nb::none(), "x W^T (+ bias) as fp32 [m, rows]; compute 0 = int8, 1 = fp32, 2 = bf16.");
     m.def(
         "linear_input_bytes",
-        [](int64_t m, int64_t k_padded, int format) {
+        [](int64_t m, int64_t k_padded, int format, int compute) {
             const Format* f = find_format(format);
             if (!f) throw std::invalid_argument("unknown format id " + std::to_string(format));
-            return linear_input_bytes(m, k_padded, Rounding::of(*f));
+            return linear_input_bytes(m, k_padded, Rounding::of(*f, compute_of(compute)));
         },
-        nb::arg("m"), nb::arg("k_padded"), nb::arg("format"));
+        nb::arg("m"), nb::arg("k_padded"), nb::arg("format"), nb::arg("compute"));
     m.def("linear_into", &bound_linear_into, nb::arg("pool"), nb::arg("tier"), nb::arg("compute"), nb::arg("format"),
           nb::arg("rows"), nb::arg("k"), nb::arg("group_size"), nb::arg("multiplier"), nb::arg("data"), nb::arg("x"),
           nb::arg("scratch"), nb::arg("y"), "linear() on the caller's memory, nothing copied.");

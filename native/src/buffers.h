@@ -45,7 +45,7 @@ struct InputBuffer {
     void read_by(const PackedView& w, int64_t columns, Compute wanted) {
         k = columns;
         if (w.layout.k_padded > k_padded) k_padded = w.layout.k_padded;
-        const Rounding mine = wanted == Compute::int8 ? Rounding::of(*w.format) : Rounding{};
+        const Rounding mine = Rounding::of(*w.format, wanted);
         rounding = rounding | mine;
         if (!mine) read_as_floats = true;
         stride = row_stride(k_padded > round_up(k, kPanelRows) ? k_padded : round_up(k, kPanelRows));

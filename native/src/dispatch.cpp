@@ -1,8 +1,7 @@
-// Merges the tiers' kernel tables bottom-up: a null entry means "use the tier below". The list below is the registry.
+// Merges the tiers' kernel tables bottom-up: a null entry means "use the tier below". The lists below are the registry.
 #include <algorithm>
 #include <array>
 
-#include "lowbit/bf16_products.h"
 #include "lowbit/code_attention.h"
 #include "lowbit/kernels.h"
 
@@ -22,6 +21,19 @@ constexpr Registered kTiers[] = {
     {Tier::amx, amx::linear_kernels, nullptr, nullptr},
 };
 
+// Kernels of instructions that not every CPU of a tier has.
+struct Extra {
+    Tier tier;
+    bool (*usable)(const CpuFeatures&);
+    LinearKernels (*linear)();
+};
+constexpr Extra kExtras[] = {
+    // On Intel's cores a vdpbf16ps takes no fewer cycles per product than an fp32 FMA does (a Xeon with AMX: half of its rate), so fp32
+    // kernels multiply the rounded activations there.
+    {Tier::avx512, [](const CpuFeatures& f) { return f.avx512_bf16 && f.vendor == "AuthenticAMD"; }, avx512::bf16_kernels},
+    {Tier::amx, [](const CpuFeatures& f) { return f.amx_bf16; }, amx::bf16_kernels},
+};
+
 template <class F>
 void take(F& into, F from) {
     if (from) into = from;
@@ -31,8 +43,10 @@ void overlay(LinearKernels& l, const LinearKernels& u) {
     for (int i = 0; i < 16; i++) {
         take(l.int8[i], u.int8[i]);
         take(l.fp32[i], u.fp32[i]);
+        take(l.bf16[i], u.bf16[i]);
         take(l.int8_many[i], u.int8_many[i]);
         take(l.fp32_many[i], u.fp32_many[i]);
+        take(l.bf16_many[i], u.bf16_many[i]);
     }
     take(l.tiles, u.tiles);
     take(l.quantize_row, u.quantize_row);
@@ -62,6 +76,8 @@ std::array<KernelTable, 4> merge() {
             if (r.vector) overlay(table.vector, r.vector());
             if (r.query_lanes) table.query_lanes = r.query_lanes();
         }
+        for (const Extra& e : kExtras)
+            if (static_cast<int>(e.tier) == tier && tier_available(e.tier) && e.usable(cpu_features())) overlay(table.linear, e.linear());
         table.tier = static_cast<Tier>(tier);
         merged[tier] = table;
     }
@@ -79,14 +95,6 @@ const CodeAttentionKernels& code_attention_kernels(Tier tier) {
     static const CodeAttentionKernels tables[] = {scalar::code_attention_kernels(), tier_available(Tier::avx2) ? avx2::code_attention_kernels() : CodeAttentionKernels{},
                                                   tier_available(Tier::avx512) ? avx512::code_attention_kernels() : CodeAttentionKernels{}};
     return tables[std::min(static_cast<int>(tier), 2)];
-}
-
-const Bf16Kernels& bf16_kernels(Tier tier) {
-    // On Intel's cores a vdpbf16ps takes no fewer cycles per product than an fp32 FMA does (a Xeon with AMX: half of its rate), so fp32
-    // kernels multiply the rounded activations there.
-    static const bool quick = cpu_features().avx512_bf16 && cpu_features().vendor == "AuthenticAMD" && tier_available(Tier::avx512);
-    static const Bf16Kernels none{}, kernels = quick ? avx512::bf16_kernels() : none;
-    return tier >= Tier::avx512 ? kernels : none;
 }
 
 }  // namespace lowbit

@@ -55,15 +55,19 @@ void run(Few few, Many many, ManyRows rows, const PackedView& w, Team::Range min
 template <class T>
 T* rounded(const LinearInput& x) { return static_cast<T*>(x.bf16.data) + x.bf16.first_row * x.bf16.stride; }
 
+// Do rows that are rounded to bf16 stand as halves? Else as floats, for fp32 kernels.
+bool has_bf16_kernels(const LinearKernels& k) { return k.bf16[static_cast<int>(FormatId::bf16)] != nullptr; }
+
 void run_panels(const KernelTable& kernels, const PackedView& w, Team::Range panels, const LinearInput& x, float* y, int64_t y_stride) {
     const int id = static_cast<int>(w.format->id);
     const LinearKernels& k = kernels.linear;
-    const Bf16Kernels& b = bf16_kernels(kernels.tier);
-    if (x.compute == Compute::int8 && k.int8[id])
-        run(k.int8[id], k.int8_many[id], k.tiles ? kTiles : kInterleaved, w, panels, x.quantized, y, y_stride);
-    else if (x.compute == Compute::int8 && w.format->id == FormatId::bf16 && b.few)
-        run(b.few, b.many, kInterleaved, w, panels, HalfRows{rounded<uint16_t>(x), x.bf16.stride, x.rows.m}, y, y_stride);
-    else if (x.compute == Compute::int8 && w.format->id == FormatId::bf16)
+    const ManyRows many = k.tiles ? kTiles : kInterleaved;
+    const Rounding rounding = Rounding::of(*w.format, x.compute);
+    if (rounding.int8)
+        run(k.int8[id], k.int8_many[id], many, w, panels, x.quantized, y, y_stride);
+    else if (rounding.bf16 && has_bf16_kernels(k))
+        run(k.bf16[id], k.bf16_many[id], many, w, panels, HalfRows{rounded<uint16_t>(x), x.bf16.stride, x.rows.m}, y, y_stride);
+    else if (rounding.bf16)
         run(k.fp32[id], k.fp32_many[id], kInterleaved, w, panels, FloatRows{rounded<float>(x), x.bf16.stride, x.rows.m}, y, y_stride);
     else
         run(k.fp32[id], k.fp32_many[id], kInterleaved, w, panels, x.rows, y, y_stride);
@@ -76,12 +80,12 @@ void add_bias(Team& team, const PackedView& w, const float* bias, int64_t m, flo
         for (int64_t n = mine.begin * kPanelRows; n < end; n++) y[row * y_stride + n] += bias[n];
 }
 
-// Elements from one rounded row to the next.
-constexpr int64_t bf16_stride(int64_t k_padded) { return static_cast<int64_t>(round_up(k_padded, kActivationK)) + kLine / 4; }
+// Elements from one rounded row to the next: whole lines of the cache as halves, of an odd number, so that rows lie in different sets.
+constexpr int64_t bf16_stride(int64_t k_padded) { return static_cast<int64_t>(round_up(k_padded, kActivationK)) + kLine / 2; }
 
 void round_to_bf16(const KernelTable& kernels, const LinearInput& input, int64_t row, int64_t begin, int64_t end, const float* values) {
-    const int64_t count = end - begin, padded = static_cast<int64_t>(end == input.k ? round_up(end, kActivationK) : end) - begin;
-    if (bf16_kernels(kernels.tier).few) {
+    const int64_t count = end - begin, padded = (end == input.k ? input.bf16.k_padded : end) - begin;
+    if (has_bf16_kernels(kernels.linear)) {
         uint16_t* to = rounded<uint16_t>(input) + row * input.bf16.stride + begin;
         kernels.vector.to_bf16(values, to, count);
         std::fill(to + count, to + padded, uint16_t{0});
@@ -103,6 +107,12 @@ bool has_int8_compute(const Format& f) {
     return kernel_table(Tier::scalar).linear.int8[static_cast<int>(f.id)] != nullptr;
 }
 
+Rounding Rounding::of(const Format& f, Compute compute) {
+    if (compute == Compute::fp32) return {};
+    if (compute == Compute::int8 && has_int8_compute(f)) return {.int8 = true};
+    return {.bf16 = f.id != FormatId::fp16 && f.id != FormatId::fp32};  // whose values bf16 would cut
+}
+
 size_t linear_input_bytes(int64_t m, int64_t k_padded, Rounding rounding) {
     const size_t codes = static_cast<size_t>(stored_rows(m)) * round_up(k_padded, kActivationK);
     const size_t quantized = round_up(codes, kLine) + round_up(codes / kActivationK * 4, kLine) + round_up(codes / kAtomK * 4, kLine);
@@ -117,7 +127,7 @@ LinearInput linear_input(const float* x, int64_t x_stride, int64_t m, int64_t k,
     input.compute = compute;
     auto* bytes = static_cast<uint8_t*>(scratch);
     if (rounding.bf16) {
-        input.bf16 = {bytes, bf16_stride(k_padded)};
+        input.bf16 = {bytes, bf16_stride(k_padded), static_cast<int64_t>(round_up(k_padded, kActivationK))};
         bytes += m * input.bf16.stride * 4;
     }
     if (!rounding.int8) return input;
@@ -141,7 +151,6 @@ RowPlace row_place(const LinearKernels& kernels, int64_t m, int64_t row) {
 
 void quantize_columns(const KernelTable& kernels, const LinearInput& input, int64_t row, int64_t begin, int64_t end,
                       const float* values) {
-    if (input.compute != Compute::int8) return;
     if (!values) values = input.rows.data + row * input.rows.stride + begin;
     if (input.bf16.data) round_to_bf16(kernels, input, row, begin, end, values);
     const QuantizedRows& q = input.quantized;

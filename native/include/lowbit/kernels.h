@@ -9,9 +9,11 @@ namespace lowbit {
 
 // Compute type of a linear product.
 //   int8: activations are quantised per 64 k (see QuantizedRows); codebooks are rounded to int8 (formats.h kinds kGrid and kCodebook with
-//         at most 4 bits, plus sym_int8); for bf16 weights activations are rounded to bf16 (bf16_products.h); else fp32.
+//         at most 4 bits, plus sym_int8). Other formats: as bf16.
 //   fp32: codes are expanded to their exact float values.
-enum class Compute : uint8_t { int8 = 0, fp32 = 1 };
+//   bf16: the same, and activations are rounded to bf16; a tier with kernels for it rounds what codes mean to bf16 too, where it is not
+//         exact (nf3, nf4). fp16 and fp32 weights: as fp32.
+enum class Compute : uint8_t { int8 = 0, fp32 = 1, bf16 = 2 };
 
 inline constexpr int kMaxKernelRows = 8;    // rows of one kernel call; linear.cpp loops
 inline constexpr int kTileBlockRows = 16;  // rows that stand as tiles together
@@ -49,6 +51,12 @@ struct FloatRows {  // fp32 [m][stride], zero from k to k_padded
     int64_t m;
 };
 
+struct HalfRows {  // bf16 [m][stride], zero from k to k_padded
+    const uint16_t* data;
+    int64_t stride;
+    int64_t m;
+};
+
 inline constexpr int kKvBlock = 64;  // positions that stand together in a KV cache
 
 // y[row * y_stride + n] for the n of `panels` consecutive panels from `first_panel` (all 16 lanes are written, y has room
@@ -56,6 +64,9 @@ inline constexpr int kKvBlock = 64;  // positions that stand together in a KV ca
 using LinearInt8 = void (*)(const PackedView& w, int64_t first_panel, int64_t panels, const QuantizedRows& x,
                             int64_t first_row, int m, float* y, int64_t y_stride);
 using LinearFp32 = void (*)(const PackedView& w, int64_t first_panel, int64_t panels, const FloatRows& x,
+                            int64_t first_row, int m, float* y, int64_t y_stride);
+// fp32 sums of products in pairs, in an order that depends on nothing but k; subnormal weights, activations and sums count as zero.
+using LinearBf16 = void (*)(const PackedView& w, int64_t first_panel, int64_t panels, const HalfRows& x,
                             int64_t first_row, int m, float* y, int64_t y_stride);
 
 // The same for any multiple of kMaxKernelRows rows (LinearKernels::tiles: of kTileBlockRows), equal to the last bit; `scratch` has
@@ -67,12 +78,16 @@ using LinearInt8Many = void (*)(const PackedView& w, int64_t first_panel, int64_
                                 int64_t first_row, int64_t m, float* y, int64_t y_stride, uint8_t* scratch);
 using LinearFp32Many = void (*)(const PackedView& w, int64_t first_panel, int64_t panels, const FloatRows& x,
                                 int64_t first_row, int64_t m, float* y, int64_t y_stride, uint8_t* scratch);
+using LinearBf16Many = void (*)(const PackedView& w, int64_t first_panel, int64_t panels, const HalfRows& x,
+                                int64_t first_row, int64_t m, float* y, int64_t y_stride, uint8_t* scratch);
 
 struct LinearKernels {
     LinearInt8 int8[16];  // by FormatId; null in every tier = the format has no int8 compute
     LinearFp32 fp32[16];
+    LinearBf16 bf16[16];  // all null = fp32 kernels multiply the rounded activations
     LinearInt8Many int8_many[16];  // null in every tier = rows go through the kernels above
     LinearFp32Many fp32_many[16];
+    LinearBf16Many bf16_many[16];
     bool tiles;  // int8_many takes its rows as tiles, a multiple of kTileBlockRows of them
     // Quantises k floats of one row as QuantizedRows describes, padding with zeros up to k_padded (a multiple of 64): four codes
     // every 4 * width bytes (width kTileBlockRows, in tiers with tiles: 64 every 64 * width), a scale and a sum every width
@@ -147,8 +162,16 @@ LinearKernels linear_kernels_without_vnni();  // what linear_kernels() gives on 
 VectorKernels vector_kernels();
 QueryLaneKernels query_lane_kernels();
 }
-namespace avx512 { LinearKernels linear_kernels(); VectorKernels vector_kernels(); QueryLaneKernels query_lane_kernels(); }
-namespace amx { LinearKernels linear_kernels(); }
-namespace amx_model { LinearKernels linear_kernels(); }  // the same on CPUs without tiles, slowly; needs avx512; for tests
+namespace avx512 {
+LinearKernels linear_kernels();
+LinearKernels bf16_kernels();  // only where the CPU has AVX512_BF16
+VectorKernels vector_kernels();
+QueryLaneKernels query_lane_kernels();
+}
+namespace amx {
+LinearKernels linear_kernels();
+LinearKernels bf16_kernels();  // only where the CPU has AMX-BF16
+}
+namespace amx_model { LinearKernels linear_kernels(); LinearKernels bf16_kernels(); }  // on CPUs without tiles, slowly; for tests
 
 }  // namespace lowbit

@@ -1,6 +1,5 @@
 // y = x W^T over a packed weight: chooses the kernel, splits panels over a team, loops over blocks of rows.
 #pragma once
-#include "lowbit/bf16_products.h"
 #include "lowbit/kernels.h"
 #include "lowbit/threads.h"
 
@@ -9,12 +8,11 @@ namespace lowbit {
 // Does this format have an int8 kernel at all (on any tier)?
 bool has_int8_compute(const Format& f);
 
-// What Compute::int8 rounds the activations to, for the weights that read them: int8 for formats that have such kernels, bf16 for bf16
-// weights. Others read them exact.
+// What a compute type rounds activations to, for weights of a format that read them; neither: they are read exact.
 struct Rounding {
     bool int8 = false, bf16 = false;
 
-    static Rounding of(const Format& f) { return {has_int8_compute(f), f.id == FormatId::bf16}; }
+    static Rounding of(const Format& f, Compute compute);
     Rounding operator|(Rounding o) const { return {int8 || o.int8, bf16 || o.bf16}; }
     explicit operator bool() const { return int8 || bf16; }
 };
@@ -23,14 +21,15 @@ struct Rounding {
 size_t linear_input_bytes(int64_t m, int64_t k_padded, Rounding rounding);
 
 // The input of one or more linear products, prepared once: x [m][x_stride] fp32 with k valid columns, readable and zero up to
-// k_padded. For Compute::int8 `quantized` and `bf16` (each null without a reader) point into scratch given by the caller.
+// k_padded. `quantized` and `bf16` (each null without a reader) point into scratch given by the caller; compute: of the product that
+// reads it.
 struct LinearInput {
     FloatRows rows{};
     QuantizedRows quantized{};
     // Rows rounded to bf16, [m][stride]: halves where the tier has bf16_kernels(), else floats.
     struct Rounded {
         void* data = nullptr;
-        int64_t stride = 0, first_row = 0;
+        int64_t stride = 0, k_padded = 0, first_row = 0;
     } bf16;
     int64_t k = 0;
     Compute compute = Compute::int8;
@@ -50,17 +49,16 @@ struct RowPlace {
 };
 RowPlace row_place(const LinearKernels& kernels, int64_t m, int64_t row);
 
-// Rounds columns [begin, end) of one row (no-op for fp32); begin is a multiple of kActivationK, end too or k (then the padding is
+// Rounds columns [begin, end) of one row (no-op without a reader); begin is a multiple of kActivationK, end too or k (then the padding is
 // written). Not collective: members may do disjoint parts in any order. The values are those of the row, or stand at `values`.
 void quantize_columns(const KernelTable& kernels, const LinearInput& input, int64_t row, int64_t begin, int64_t end,
                       const float* values = nullptr);
 
-// Collective: rounds the rows (no-op for fp32). Ends without a barrier: callers put one before linear().
+// Collective: rounds the rows (no-op without a reader). Ends without a barrier: callers put one before linear().
 void prepare_input(Team& team, const KernelTable& kernels, LinearInput& input);
 
 // Collective: y[m][y_stride] = x W^T (+ bias, fp32 [rows] or null). y has room for layout.panels*16 columns per row; the
-// columns past rows are scratch. No barrier inside. A format that Compute::int8 does not round
-// for (see Rounding) falls back to fp32 by itself.
+// columns past rows are scratch. No barrier inside. The input has been rounded as Rounding::of the format and x.compute says.
 void linear(Team& team, const KernelTable& kernels, const PackedView& w, const float* bias, const LinearInput& x, float* y,
             int64_t y_stride);
 

@@ -8,13 +8,17 @@ namespace {
 
 #include "amx/tile_ops-inl.h"
 
-}  // namespace
-
-int64_t peak_int8(int64_t rounds) {
+void configure_whole_tiles() {
     TileConfig config{};
     config.palette = 1;
     for (int t = 0; t < 8; t++) config.colsb[t] = 64, config.rows[t] = 16;
     tile_configure(&config);
+}
+
+}  // namespace
+
+int64_t peak_int8(int64_t rounds) {
+    configure_whole_tiles();
     for (int64_t r = 0; r < rounds; r++) {
         tile_multiply<0, 4, 6>();
         tile_multiply<1, 4, 7>();
@@ -23,6 +27,18 @@ int64_t peak_int8(int64_t rounds) {
     }
     tile_release();
     return rounds * 4 * 16 * 16 * 64;
+}
+
+int64_t peak_bf16(int64_t rounds) {
+    configure_whole_tiles();
+    for (int64_t r = 0; r < rounds; r++) {
+        tile_multiply_bf16<0, 4, 6>();
+        tile_multiply_bf16<1, 4, 7>();
+        tile_multiply_bf16<2, 5, 6>();
+        tile_multiply_bf16<3, 5, 7>();
+    }
+    tile_release();
+    return rounds * 4 * 16 * 16 * 32;
 }
 
 }  // namespace lowbit::amx

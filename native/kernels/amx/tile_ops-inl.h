@@ -18,6 +18,11 @@ template <int t>
 inline void tile_store(void* to, int64_t stride) {
     __asm__ volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(t), "r"(to), "r"(stride) : "memory");
 }
+// c += a b, bf16 x bf16 in fp32.
+template <int c, int a, int b>
+inline void tile_multiply_bf16() {
+    __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(c), "i"(a), "i"(b));
+}
 // c += a b, int8 x int8 in int32.
 template <int c, int a, int b>
 inline void tile_multiply() {

@@ -56,12 +56,22 @@ inline void tile_store(void* to, int64_t stride) {
     for (int r = 0; r < tiles.rows[t]; r++)
         for (int i = 0; i < tiles.colsb[t]; i++) static_cast<uint8_t*>(to)[r * stride + i] = tiles.data[t][r][i];
 }
+// What all multiplications ask of their operands.
 template <int c, int a, int b>
-inline void tile_multiply() {
+inline void multipliable() {
     static_assert(c != a && a != b && c != b);
     usable<a>(), usable<b>(), usable<c>();
     require(tiles.colsb[a] % 4 == 0 && tiles.colsb[b] % 4 == 0 && tiles.colsb[c] % 4 == 0);
     require(tiles.rows[a] == tiles.rows[c] && tiles.colsb[a] / 4 == tiles.rows[b] && tiles.colsb[b] == tiles.colsb[c]);
+}
+template <int t>
+inline void zero_upper_rows() {
+    for (int m = tiles.rows[t]; m < 16; m++) __builtin_memset(tiles.data[t][m], 0, 64);
+}
+
+template <int c, int a, int b>
+inline void tile_multiply() {
+    multipliable<c, a, b>();
     for (int m = 0; m < tiles.rows[c]; m++) {
         uint32_t sums[16];  // sums wrap
         __builtin_memcpy(sums, tiles.data[c][m], 64);
@@ -72,5 +82,31 @@ inline void tile_multiply() {
                                                      static_cast<int8_t>(tiles.data[b][k][4 * n + i]));
         __builtin_memcpy(tiles.data[c][m], sums, 64);
     }
-    for (int m = tiles.rows[c]; m < 16; m++) __builtin_memset(tiles.data[c][m], 0, 64);
+    zero_upper_rows<c>();
+}
+
+// Subnormal operands and results are zero (DAZ, FTZ), whatever MXCSR says.
+inline float flushed(float v) { return __builtin_fabsf(v) < 0x1p-126f ? __builtin_copysignf(0.0f, v) : v; }
+inline float tile_half(const uint8_t* at) {
+    uint16_t half;
+    __builtin_memcpy(&half, at, 2);
+    return flushed(__builtin_bit_cast(float, static_cast<uint32_t>(half) << 16));
+}
+
+// Of a row, the products of even and of odd k are summed apart, then added to each other and to what was there.
+template <int c, int a, int b>
+inline void tile_multiply_bf16() {
+    multipliable<c, a, b>();
+    for (int m = 0; m < tiles.rows[c]; m++) {
+        float sums[16], of_row[16][2] = {};
+        __builtin_memcpy(sums, tiles.data[c][m], 64);
+        for (int k = 0; k < tiles.colsb[a] / 4; k++)
+            for (int n = 0; n < tiles.colsb[c] / 4; n++)
+                for (int i = 0; i < 2; i++)
+                    of_row[n][i] = flushed(__builtin_fmaf(tile_half(&tiles.data[a][m][4 * k + 2 * i]),
+                                                          tile_half(&tiles.data[b][k][4 * n + 2 * i]), of_row[n][i]));
+        for (int n = 0; n < tiles.colsb[c] / 4; n++) sums[n] = flushed(flushed(sums[n]) + flushed(of_row[n][0] + of_row[n][1]));
+        __builtin_memcpy(tiles.data[c][m], sums, static_cast<size_t>(tiles.colsb[c]));
+    }
+    zero_upper_rows<c>();
 }

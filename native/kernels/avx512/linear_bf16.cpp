@@ -1,23 +1,24 @@
-// bf16 weights times bf16 activations by vdpbf16ps. This file and its peak alone are compiled with -mavx512bf16; nothing in them may run
-// before the feature bit was seen. A line of an atom is what the instruction takes, two k of 16 rows, so nothing is unpacked. Every
-// output is one sum over all k in their order: a row's result does not depend on the rows beside it.
+// bf16 weights times bf16 activations by vdpbf16ps; for codes see linear_bf16_codes.cpp. Files with bf16 in their names are compiled with
+// -mavx512bf16; nothing in them may run before the feature bit was seen. A line of an atom is what the instruction takes, two k of 16
+// rows, so nothing is unpacked. Every output is one sum over all k in their order: a row's result does not depend on the rows beside it.
 
 // gcc's own AVX-512 headers pass an uninitialised vector where nothing is merged (gcc bug 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 
-#include "lowbit/bf16_products.h"
-#include "shared/macros.h"
+#include "avx512/linear.h"
+#include "lowbit/codebooks.h"
 
 namespace lowbit::avx512 {
 namespace {
 
+#include "shared/tables.h"
+
+#include "avx512/lanes-inl.h"
+
 constexpr int kStep = 4;                // lines of a panel at a time
 constexpr int kBlockLines = 8 * kAtomK / 2;  // of three panels: 24 KB, which stay in L1 while all rows are multiplied with them
 constexpr int kTileRows = 8;
-constexpr int64_t kPrefetchBytes = 2048;
-
-inline void prefetch(const uint8_t* p) { asm volatile("prefetcht0 %0" : : "m"(*p)); }
 
 inline __m512bh line_of(const uint8_t* p) { return (__m512bh)_mm512_loadu_si512(p); }
 
@@ -154,6 +155,9 @@ void many(const PackedView& w, int64_t first_panel, int64_t panels, const HalfRo
 
 }  // namespace
 
-Bf16Kernels bf16_kernels() { return {few, many}; }
+void add_bf16_weights(LinearKernels& k) {
+    k.bf16[static_cast<int>(FormatId::bf16)] = few;
+    k.bf16_many[static_cast<int>(FormatId::bf16)] = many;
+}
 
 }  // namespace lowbit::avx512

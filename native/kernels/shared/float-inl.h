@@ -1,7 +1,7 @@
 // Products whose sums are floats: the values that codes mean times activations. The including file provides panels_of_floats(M), the
-// panels whose sums for M rows fit in the registers, and a Way to multiply (fp32-inl.h, avx512/bf16_pairs-inl.h):
+// panels whose sums for M rows fit in the registers, and a Way to multiply (fp32-inl.h, avx512/bf16_weights-inl.h):
 //   Rows of Values; Weights and Activations, vectors for kEach k of every row; factor<id>, which results are to be multiplied by;
-//   of_codes<id, i>(quad): the weights of k from i * kEach on, of a quad; load_weights, store_weights; activations(x): of kEach k,
+//   of_codes<id, i>(quad), of_floats<id, i>(atom, half): the weights of k from i * kEach on; load_weights, store_weights; activations(x): of kEach k,
 //   for every lane; add_product(weights, activations, sum); sum_of_values(x, count).
 
 template <class Way, FormatId id>
@@ -50,10 +50,11 @@ struct FloatProduct {
         int64_t low = 0, high = kHighPlane<bits>;
         NO_UNROLL for (int q = 0; q < kQuads; q += quads, low += low_step, high += high_step) {
             if constexpr (wide) {
-                for_each_index<4 * quads>([&](auto at) INLINE_LAMBDA {
+                for_each_index<4 * quads / Way::kEach>([&](auto number) INLINE_LAMBDA {
+                    constexpr int i = decltype(number)::value;
                     Weights w[P];
-                    UNROLL for (int p = 0; p < P; p++) w[p] = wide_float<id, decltype(at)::value>(atom[p] + low, half);
-                    add_k(at, w);
+                    UNROLL for (int p = 0; p < P; p++) w[p] = Way::template of_floats<id, i>(atom[p] + low, half);
+                    add_k(Index<i * Way::kEach>{}, w);
                 });
             } else {
                 for_each_index<quads>([&](auto j) INLINE_LAMBDA {

@@ -62,15 +62,16 @@ struct FloatMany {
     using Rows = typename Way::Rows;
     static constexpr float factor = Way::template factor<id>;
     static constexpr int kBlockK = 128 * Way::kEach;  // of a strip: 24 KB
+    static constexpr bool kWholeRows = false;
     static constexpr int kLineBytes = kLine, kAtomLines = kAtomK / Way::kEach;
 
     static ALWAYS_INLINE void unpack_atom(const uint8_t* atom, uint8_t* to, int line) {
         for (int h = 0; h < kHalves; h++) {
             const auto put = [&](int at, typename Way::Weights w) INLINE_LAMBDA { Way::store_weights(to + at * line + h * kQuadBytes, w); };
             if constexpr (kFormat<id>.codes == Codes::kFloat) {
-                for_each_index<kAtomK>([&](auto k) INLINE_LAMBDA {
-                    constexpr int at = decltype(k)::value;
-                    put(at, wide_float<id, at>(atom, h));
+                for_each_index<kAtomLines>([&](auto number) INLINE_LAMBDA {
+                    constexpr int i = decltype(number)::value;
+                    put(i, Way::template of_floats<id, i>(atom, h));
                 });
             } else {
                 constexpr int bits = kFormat<id>.bits, each = 4 / Way::kEach;

@@ -11,6 +11,8 @@ struct Fp32 {
 
     template <FormatId id, int i>
     static ALWAYS_INLINE Weights of_codes(Quad codes) { return float_of<id, i>(codes); }
+    template <FormatId id, int i>
+    static ALWAYS_INLINE Weights of_floats(const uint8_t* atom, int half) { return wide_float<id, i>(atom, half); }
     static ALWAYS_INLINE Weights load_weights(const uint8_t* p) { return load(reinterpret_cast<const float*>(p)); }
     static ALWAYS_INLINE void store_weights(uint8_t* p, Weights w) { store(reinterpret_cast<float*>(p), w); }
     static ALWAYS_INLINE Activations activations(const float* x) { return broadcast(x); }

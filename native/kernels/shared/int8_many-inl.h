@@ -7,6 +7,7 @@ struct Int8Many {
     using Rows = QuantizedRows;
     static constexpr float factor = kInteger<id>.factor;
     static constexpr int kBlockK = kIntegerBlockK;
+    static constexpr bool kWholeRows = false;
     static constexpr int kLineBytes = kLine, kAtomLines = kQuads;
 
     static ALWAYS_INLINE void unpack_atom(const uint8_t* atom, uint8_t* to, int line) {

@@ -4,7 +4,8 @@
 // in linear-inl.h: results are equal to the last bit, whatever the number of rows.
 // The including file provides kTileVectors, kStripPanels (2 or 3) and kTileRows, a divisor of the rows that stand together
 // (kMaxKernelRows, for tiles kTileBlockRows). A Many (int8_many-inl.h, float_many-inl.h) provides
-//   Rows, factor, kBlockK, unpack_atom(atom, to, line), tile<V>(strip, vector, rows, row, y, y_stride).
+//   Rows, factor, kBlockK, unpack_atom(atom, to, line), tile<V>(strip, vector, rows, row, y, y_stride);
+//   kWholeRows: there are no scales, and a sum goes over all k at once.
 
 // One block of k of a strip, unpacked. A line is the weights of all vectors for one step along k (4 k as bytes, 1 as floats).
 struct Strip {
@@ -37,10 +38,10 @@ struct TileSums {
     explicit TileSums(const Strip& s) : part(s.sums), total(s.sums + kFloats) {}
     static constexpr int at(int i, int v) { return (i * V + v) * kLanes; }
 
-    // `last`: no tile follows whose y is worth fetching.
-    void begin(const Strip& s, const float* y, int64_t y_stride, bool last) const {
+    // `last`: no tile follows whose y is worth fetching. rows: fewer than kTileRows where the kernel can do with fewer.
+    void begin(const Strip& s, const float* y, int64_t y_stride, bool last, int rows = kTileRows) const {
         const int64_t ahead = last ? 0 : kTileRows * y_stride;
-        NO_UNROLL for (int i = 0; i < kTileRows; i++, y += y_stride)
+        NO_UNROLL for (int i = 0; i < rows; i++, y += y_stride)
             UNROLL for (int v = 0; v < V; v++) {
                 const Floats handed_on = s.begins ? zero() : load(y + v * kLanes);
                 store(total + at(i, v), s.per_row ? zero() : handed_on);
@@ -48,17 +49,17 @@ struct TileSums {
                 prefetch(reinterpret_cast<const uint8_t*>(y + ahead + v * kLanes));
             }
     }
-    void end(const Strip& s, float* y, int64_t y_stride) const {
+    void end(const Strip& s, float* y, int64_t y_stride, int rows = kTileRows) const {
         const float* hand_on = s.per_row && !s.ends ? part : total;
         const float multiplier = s.ends ? s.multiplier : 1.0f;
-        NO_UNROLL for (int i = 0; i < kTileRows; i++, y += y_stride)
+        NO_UNROLL for (int i = 0; i < rows; i++, y += y_stride)
             UNROLL for (int v = 0; v < V; v++) store(y + v * kLanes, multiply(load(hand_on + at(i, v)), &multiplier));
     }
 };
 
-// Unpacks atoms [first, first + atoms) of each of P panels from `at` to scratch.
+// Unpacks atoms [first, first + atoms) of each of P panels from `at` to scratch. fetch: and fetches what is unpacked a little later.
 template <class Many, FormatId id, int P>
-void unpack_strip(const Layout& l, const uint8_t* at, Strip& s, uint8_t* weights, float* scales) {
+void unpack_strip(const Layout& l, const uint8_t* at, Strip& s, uint8_t* weights, float* scales, bool fetch) {
     constexpr bool scaled = kFormat<id>.codes != Codes::kFloat, has_min = kFormat<id>.has_min;
     constexpr int64_t atom_bytes = kAtomBytes<id>;
     const int64_t tile_atoms = l.groups_per_tile * s.group_atoms;
@@ -75,7 +76,13 @@ void unpack_strip(const Layout& l, const uint8_t* at, Strip& s, uint8_t* weights
         float* scale = scales + p * kPanelRows;
         int64_t in_tile = first_in_tile, in_group = s.per_row ? in_tile : 0, half_line = in_tile && !s.per_row ? kLine / 2 : 0;
         for (int64_t a = 0; a < s.atoms; a++, to += Many::kAtomLines * s.line) {
-            Many::unpack_atom(tile + in_tile * atom_bytes, to, s.line);
+            const uint8_t* atom = tile + in_tile * atom_bytes;
+            Many::unpack_atom(atom, to, s.line);
+            if (fetch) {  // past the end of a panel, in the panel that takes its place
+                const int64_t left = at + l.panel_bytes - atom;
+                const uint8_t* later = atom + kPrefetchBytes + (left > kPrefetchBytes ? 0 : (P - 1) * l.panel_bytes);
+                for (int64_t line = 0; line < atom_bytes; line += kLine) prefetch(later + line);
+            }
             in_tile++;
             if (++in_group == s.group_atoms) {
                 const uint8_t* line = tile + tile_atoms * atom_bytes + half_line;
@@ -101,10 +108,10 @@ void strip(const PackedView& w, int64_t panel, const typename Many::Rows& x, int
     const Layout& l = w.layout;
     Strip s{};
     s.multiplier = w.multiplier * Many::factor;
-    s.group_atoms = l.atoms_per_group();
+    const int64_t all = l.k_padded / kAtomK;
+    s.group_atoms = Many::kWholeRows ? static_cast<int>(all) : l.atoms_per_group();
     s.per_row = s.group_atoms > kManyGroup / kAtomK;
     s.pairs = sums_pairs(l);
-    const int64_t all = l.k_padded / kAtomK;
     constexpr int64_t block = Many::kBlockK / kAtomK;
     const int64_t step = s.per_row ? block : block > s.group_atoms ? block / s.group_atoms * s.group_atoms : s.group_atoms;
     float* scales = reinterpret_cast<float*>(scratch);
@@ -114,10 +121,12 @@ void strip(const PackedView& w, int64_t panel, const typename Many::Rows& x, int
         s.atoms = all - s.first_atom < step ? all - s.first_atom : step;
         s.begins = s.first_atom == 0;
         s.ends = s.first_atom + s.atoms == all;
-        unpack_strip<Many, id, P>(l, w.panel(panel), s, weights, scales);
-        // What is unpacked next, the same panels or those of the next strip, is fetched while the rows are multiplied.
+        // What is unpacked next, the same panels or those of the next strip, is fetched while the rows are multiplied; if they are few,
+        // while it is unpacked, since a burst would hold up the loads behind it.
+        const bool few = m < kTileRows;
+        unpack_strip<Many, id, P>(l, w.panel(panel), s, weights, scales, few);
         const uint8_t* next = s.ends ? w.panel(panel + P) : w.panel(panel) + (s.first_atom + s.atoms) * l.panel_bytes / all;
-        const int64_t bytes = s.atoms * l.panel_bytes / all + kLine, lines = bytes / kLine * kTileRows / m + 1;
+        const int64_t bytes = s.atoms * l.panel_bytes / all + kLine, lines = few ? 0 : bytes / kLine * kTileRows / m + 1;
         int64_t fetched = 0;
         for (int64_t row = 0; row < m; row += kTileRows) {
             for (int64_t i = 0; i < lines && fetched < bytes; i++, fetched += kLine)
