@@ -20,7 +20,6 @@ from _common import CLOCKS, buffer, interleave, median, ops, ratio, reader, repo
 from lowbit import formats, quantize
 
 FORMATS = [f.name for f in formats.FORMATS.values()]
-PEAKS = (*ops.COMPUTE, "bf16")  # int8 compute of bf16 weights: activations rounded to bf16
 TIERS = [t for t in ops.tiers() if t != "scalar"]
 
 
@@ -28,7 +27,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--formats", nargs="+", default=FORMATS, choices=FORMATS)
     parser.add_argument("--tiers", nargs="+", default=TIERS, choices=ops.TIERS)
-    parser.add_argument("--compute", nargs="+", default=["int8", "fp32"])
+    parser.add_argument("--compute", nargs="+", default=["int8", "fp32"], choices=ops.COMPUTE)
     parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, ops.pool().size}))
     parser.add_argument("--m", nargs="+", type=int, default=[1, 2, 4, 8])
     parser.add_argument("--rows", type=int, default=11008)
@@ -55,7 +54,7 @@ def product(pool: Any, weights: tuple[Any, ...], tier: str, compute: str, m: int
 
 def peak(pool: Any, tier: str, compute: str, clock: str) -> Callable[[], float]:
     """Returns a function that samples 1e9 multiply-adds per second of the tier's instruction on registers alone."""
-    arguments = (pool, ops.TIERS.index(tier), PEAKS.index(compute), 0.02)
+    arguments = (pool, ops.TIERS.index(tier), ops.COMPUTE.index(compute), 0.02)
     return lambda: ops.native().peak_rate(*arguments)[CLOCKS.index(clock)] / 1e9
 
 
@@ -67,20 +66,18 @@ def measure(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     copies = max(1, args.megabytes * 10**6 // packed.data.size)
     data = buffer(copies * packed.data.size, packed.data)
     weights = (format_id, args.rows, args.k, group_size, data)
-    rounds = ops.has_int8_compute(format_id) or name == "bf16"
-    compute_types = [c for c in args.compute if c == "fp32" or rounds]
-    instruction = {c: "bf16" if (name, c) == ("bf16", "int8") else c for c in compute_types}
+    compute_types = list(dict.fromkeys(ops.effective_compute(format_id, c) for c in args.compute))
     rows = []
     for threads in args.threads:
         pool = ops.native().ThreadPool(threads)
         read_name, read = reader(pool, data, args.clock)
         keys = [(tier, compute, m) for tier in args.tiers for compute in compute_types for m in args.m]
-        peaks = {(t, c): peak(pool, t, instruction[c], args.clock) for t in args.tiers for c in compute_types}
+        peaks = {(t, c): peak(pool, t, c, args.clock) for t in args.tiers for c in compute_types}
         products = {key: product(pool, weights, *key, args.clock) for key in keys}
         samples = interleave({"read": read} | peaks | products, args.rounds)
         for key in keys:
             tier, compute, m = key
-            row = {"format": name, "tier": tier, "compute": instruction[compute], "threads": threads, "m": m}
+            row = {"format": name, "tier": tier, "compute": compute, "threads": threads, "m": m}
             row |= {"GB/s": median(samples[key]), "best": max(samples[key]), "read GB/s": median(samples["read"])}
             row |= {"% of read": 100 * ratio(samples[key], samples["read"])}
             macs = [gb_s / packed.data.size * args.rows * args.k * m for gb_s in samples[key]]

@@ -1,7 +1,7 @@
 """How fast does a whole model read a prompt, and how near is that to what its multiply-adds could take?
 
 Weights are packed tensors filled with one byte, so any shape starts in a second. Reports tokens/s, the multiply-adds of
-the linear layers per second beside a loop of the tier's int8 instruction on registers alone, sampled in turn, and the
+the linear layers per second beside a loop of their instruction on registers alone, sampled in turn, and the
 share of the time that each phase takes.
 
     python benchmarks/bench_prefill.py --shapes qwen2-0.5b llama-1b --prompts 512 4096
@@ -16,9 +16,9 @@ import numpy as np
 from bench_phases import synthetic
 from make_model import COMMON, SHAPES
 
-from lowbit import models, ops
+from lowbit import formats, models, ops
 from lowbit.packed import PackedTensor
-from lowbit.runtime import KV_DTYPES, Runtime
+from lowbit.runtime import COMPUTE_TYPES, KV_DTYPES, Runtime
 
 
 def linear_macs(tensors: dict[str, Any]) -> int:
@@ -35,8 +35,8 @@ def measure(
     spec, tensors = family.spec, synthetic(family, low_bit, "sym_int8")
     decoder = ops.decoder(spec.to_dict(), tensors, runtime.compute, runtime.tier)
     macs = linear_macs(tensors)
-    instruction = 2 if (low_bit, runtime.compute) == ("bf16", "int8") else ops.COMPUTE.index(runtime.compute)
-    arguments = (runtime.pool, ops.TIERS.index(runtime.tier), instruction, 0.05)
+    compute = ops.effective_compute(formats.resolve(low_bit).format.id, runtime.compute)
+    arguments = (runtime.pool, ops.TIERS.index(runtime.tier), ops.COMPUTE.index(compute), 0.05)
 
     def prefill(tokens: int, kv: str) -> float:
         cache = ops.kv_cache(spec.layers, spec.kv_heads, spec.head_dim, tokens, kv)
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--formats", nargs="+", default=["sym_int4"])
     parser.add_argument("--prompts", type=int, nargs="+", default=[512, 4096])
     parser.add_argument("--kv", nargs="+", default=["int16"], choices=KV_DTYPES, help="types of the KV cache")
-    parser.add_argument("--compute", default="int8", choices=ops.COMPUTE)
+    parser.add_argument("--compute", default="int8", choices=COMPUTE_TYPES)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--tier")

@@ -162,7 +162,7 @@ def exact_values(w: Packed, compute: str = "fp32") -> np.ndarray:
         codes, scales, minima = _atoms(w)
         if f["codes"] == 1:
             book = CODEBOOKS[w.name]
-            if compute == "int8":
+            if compute == "int8" and w.name in INT8_UNIT:
                 book = np.rint(book * INT8_UNIT[w.name]) / INT8_UNIT[w.name]
             values = book[codes]
         else:

@@ -209,12 +209,20 @@ def gather_rows(packed: tuple[Any, ...], ids: np.ndarray) -> np.ndarray:
 # ---- linear products (native/src/bind_linear.cpp) -----------------------------------------------------------------
 
 TIERS = ("scalar", "avx2", "avx512", "amx", "avx2_without_vnni", "amx_model")  # the last two are for tests
-COMPUTE = ("int8", "fp32")
+COMPUTE = ("int8", "fp32", "bf16")
 
 
 def has_int8_compute(format_id: int) -> bool:
-    """Returns True if products with this format can run on int8 activations; the others always run in fp32."""
+    """Returns True if products with this format can run on int8 activations; see `effective_compute` for the others."""
     return native().has_int8_compute(format_id)
+
+
+def effective_compute(format_id: int, compute: str) -> str:
+    """Returns the compute type that products with a format have where `compute` is asked for.
+
+    "int8" is "bf16" (activations rounded to bf16) for bf16, fp6 and fp8, and either of them "fp32" for fp16 and fp32.
+    """
+    return COMPUTE[native().effective_compute(format_id, COMPUTE.index(compute))]
 
 
 def linear(

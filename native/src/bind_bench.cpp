@@ -97,7 +97,7 @@ std::pair<double, double> linear_seconds(ThreadPool& pool, int tier, int compute
 }
 
 Peak peak_of(Tier tier, int compute) {
-    if (compute == 2 && kernel_table(tier).linear.bf16[static_cast<int>(FormatId::bf16)])
+    if (compute == 2 && has_bf16_kernels(kernel_table(tier).linear))
         return tier == Tier::amx ? amx::peak_bf16 : avx512::peak_bf16;
     if (compute != 0) return tier >= Tier::avx512 ? avx512::peak_fp32 : avx2::peak_fp32;
     if (tier == Tier::amx) return amx::peak_int8;

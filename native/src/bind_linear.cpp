@@ -184,6 +184,17 @@ void bind_linear(nb::module_& m) {
           nb::arg("scratch"), nb::arg("y"), "linear() on the caller's memory, nothing copied.");
     m.def("quantize_rows", &bound_quantize_rows, nb::arg("pool"), nb::arg("tier"), nb::arg("x"), nb::arg("k_padded"),
           "Activations as int8 codes [m, k_padded], scales [m, k_padded / 64], code sums [m, k_padded / 32].");
+    m.def("has_bf16_kernels", [](int tier) { return has_bf16_kernels(kernels_of(tier).linear); }, nb::arg("tier"),
+          "Do activations that are rounded to bf16 meet kernels of their own, and not those of fp32?");
+    m.def(
+        "effective_compute",
+        [](int format, int compute) {
+            const Format* f = find_format(format);
+            if (!f) throw std::invalid_argument("unknown format id " + std::to_string(format));
+            const Rounding rounding = Rounding::of(*f, compute_of(compute));
+            return static_cast<int>(rounding.int8 ? Compute::int8 : rounding.bf16 ? Compute::bf16 : Compute::fp32);
+        },
+        nb::arg("format"), nb::arg("compute"), "The compute type that products of a format have where one is asked for.");
     m.def("has_int8_compute", [](int format) {
         const Format* f = find_format(format);
         return f && has_int8_compute(*f);

@@ -55,9 +55,6 @@ void run(Few few, Many many, ManyRows rows, const PackedView& w, Team::Range min
 template <class T>
 T* rounded(const LinearInput& x) { return static_cast<T*>(x.bf16.data) + x.bf16.first_row * x.bf16.stride; }
 
-// Do rows that are rounded to bf16 stand as halves? Else as floats, for fp32 kernels.
-bool has_bf16_kernels(const LinearKernels& k) { return k.bf16[static_cast<int>(FormatId::bf16)] != nullptr; }
-
 void run_panels(const KernelTable& kernels, const PackedView& w, Team::Range panels, const LinearInput& x, float* y, int64_t y_stride) {
     const int id = static_cast<int>(w.format->id);
     const LinearKernels& k = kernels.linear;

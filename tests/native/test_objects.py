@@ -75,13 +75,17 @@ def test_no_instruction_above_the_tier(library, forbidden):
 
 @pytest.mark.parametrize(
     ("library", "feature", "unit"),
-    [("kernels_avx2", VNNI, "vnni"), ("kernels_avx512", BF16, "bf16"), ("kernels_amx", BF16, "bf16")],
+    [
+        ("kernels_avx2", VNNI, "vnni"),
+        ("kernels_avx512", BF16, "bf16"),
+        ("kernels_amx", BF16, None),
+    ],
 )
 def test_features_of_some_cpus_stay_in_their_units(library, feature, unit):
     for path in objects(library):
         instructions = INSTRUCTION.findall(run("objdump", "-d", "--no-show-raw-insn", str(path)))
         used = any(feature.search(i) for i in instructions)
-        assert used == (unit in path.name), path.name
+        assert used == (unit is not None and unit in path.name), path.name
 
 
 def test_the_search_for_instructions_can_fail():

@@ -55,6 +55,17 @@ def test_a_row_is_the_same_in_any_company(tier, m):
         assert np.array_equal(linear(w, x[:m], tier), eights(w, x, tier)[:m])
 
 
+@pytest.mark.parametrize("m", [*range(1, 20), 31, 33, 40])
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_row_in_bf16_is_the_same_in_any_company(tier, m):
+    """Few rows fill a part of the tiles; groups shorter than a block of 512 k, longer, and whole rows."""
+    for name, group_size, k in [("fp8_e4m3", 128, 700), ("fp6", 32, 530), ("asym_int4", 0, 1100), ("nf4", 256, 600), ("bf16", 0, 1050)]:
+        w, x = random_packed(name, 40, k, group_size), activations(40, k)
+        whole = linear(w, x, tier, compute=2)
+        assert np.array_equal(linear(w, x[:m], tier, compute=2), whole[:m]), name
+        assert np.array_equal(linear(w, x[40 - m :], tier, compute=2), whole[40 - m :]), name
+
+
 @pytest.mark.parametrize("tier", TIERS)
 def test_results_depend_on_neither_threads_nor_other_rows(tier):
     w, x = random_packed("sym_int4", 200, 700, 64), activations(70, 700)
@@ -69,7 +80,7 @@ def test_results_depend_on_neither_threads_nor_other_rows(tier):
 def test_formats_and_compute_without_tiles_are_those_of_avx512(tier):
     for name in NAMES:
         w, x = random_packed(name, 50, 300, 64), activations(20, 300)
-        for compute in (0, 1) if name not in INT8 else (1,):
+        for compute in (0, 1, 2) if name in ("fp16", "fp32") else (1,):
             assert np.array_equal(linear(w, x, tier, compute=compute), linear(w, x, "avx512", compute=compute)), name
 
 
@@ -91,7 +102,7 @@ def test_nothing_outside_the_operands_is_touched(at, tier):
             x = np.zeros((m, w.layout["k_padded"]), F)
             x[:, :k] = activations(m, k)
             y = guarded(np.zeros((m, 16 * w.layout["panels"]), F), at)
-            scratch = guarded(np.zeros(n.linear_input_bytes(m, x.shape[1], w.native[0]), np.uint8), at)
+            scratch = guarded(np.zeros(n.linear_input_bytes(m, x.shape[1], w.native[0], 0), np.uint8), at)
             native = (*w.native[:5], guarded(w.data, at))
             n.linear_into(POOL, ops.TIERS.index(tier), 0, *native, guarded(x, at), scratch, y)
             assert np.array_equal(y[:, :rows], linear(w, x[:, :k], "avx512"))

@@ -8,6 +8,9 @@ namespace lowbit {
 // Does this format have an int8 kernel at all (on any tier)?
 bool has_int8_compute(const Format& f);
 
+// Do activations rounded to bf16 meet kernels of their own, as halves? Else those of fp32, as floats.
+inline bool has_bf16_kernels(const LinearKernels& k) { return k.bf16[static_cast<int>(FormatId::bf16)] != nullptr; }
+
 // What a compute type rounds activations to, for weights of a format that read them; neither: they are read exact.
 struct Rounding {
     bool int8 = false, bf16 = false;
