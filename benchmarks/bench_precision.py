@@ -1,8 +1,8 @@
-"""What does precision cost in time? A prompt and a step by how many matrices compute in fp32, and the measure itself.
+"""What does precision cost in time? A prompt and a step by how many matrices compute in bf16, and the measure itself.
 
 Synthetic models of real shapes (make_model.py), whose activations have no outliers. Reports times over those of
-"fast", variants taken in turn: "auto", one matrix of every layer in fp32 (the one that reads the inner layer of the
-MLP), half of the layers, and all ("high").
+"fast", variants taken in turn: "auto", one matrix of every layer in bf16 (the one that reads the inner layer of the
+MLP), half of the layers, all, and "high", which is all in fp32.
 
     python benchmarks/bench_precision.py --shapes qwen2-0.5b llama-1b --rounds 7
 """
@@ -26,15 +26,17 @@ def measure(shape: str, model: Any, prompt: int, rounds: int) -> list[dict[str, 
     roles = list(errors)
     chosen = {
         "fast": [],
-        "auto": precision.exact_matrices(errors, "auto"),
-        "down in fp32": [role for role in roles if role.endswith(".down")],
+        "auto": precision.outlier_matrices(errors, "auto"),
+        "down in bf16": [role for role in roles if role.endswith(".down")],
         "half of the layers": [role for role in roles if role != "head" and int(role.split(".")[1]) % 2],
+        "all in bf16": roles,
         "high": roles,
     }
 
-    def taken(exact: list[str], tokens: int, steps: int) -> Callable[[], float]:
+    def taken(name: str, tokens: int, steps: int) -> Callable[[], float]:
         """Seconds of one pass of `tokens`, the mean of `steps`."""
-        decoder = ops.decoder(spec.to_dict(), tensors, "int8", runtime.tier, exact)
+        compute = "fp32" if name == "high" else "int8"
+        decoder = ops.decoder(spec.to_dict(), tensors, compute, runtime.tier, chosen[name])
 
         def sample() -> float:
             cache = ops.kv_cache(spec.layers, spec.kv_heads, spec.head_dim, tokens * steps)
@@ -47,18 +49,18 @@ def measure(shape: str, model: Any, prompt: int, rounds: int) -> list[dict[str, 
         return sample
 
     prefills, steps = (
-        common.interleave({name: taken(exact, tokens, count) for name, exact in chosen.items()}, rounds)
+        common.interleave({name: taken(name, tokens, count) for name in chosen}, rounds)
         for tokens, count in ((prompt, 1), (1, 16))
     )
     return [
         {
-            "shape": shape, "precision": name, "fp32": f"{len(exact)} of {len(roles)}",
+            "shape": shape, "precision": name, "matrices": f"{len(found)} of {len(roles)}",
             "prompt ms": 1000 * common.median(prefills[name]),
             "prompt over fast": f"{common.ratio(prefills[name], prefills['fast']):.2f}",
             "step ms": 1000 * common.median(steps[name]),
             "step over fast": f"{common.ratio(steps[name], steps['fast']):.2f}", "measure s": f"{probe:.2f}",
         }
-        for name, exact in chosen.items()
+        for name, found in chosen.items()
     ]  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from quality import CASES, ROOT, Case
 
 import lowbit
 from lowbit.perplexity import perplexity
-from lowbit.precision import exact_matrices
+from lowbit.precision import outlier_matrices
 
 
 def compared(case: Case, folder: Path, name: str, low_bit: str, args: argparse.Namespace) -> dict:
@@ -30,7 +30,7 @@ def compared(case: Case, folder: Path, name: str, low_bit: str, args: argparse.N
         row[precision] = round(value if precision == "high" else 100 * (value / row["high"] - 1), 4)
     errors = model.loaded.activation_errors
     return row | {
-        "exact": f"{len(exact_matrices(errors, 'auto'))} of {len(errors)}",
+        "bf16": f"{len(outlier_matrices(errors, 'auto'))} of {len(errors)}",
         "largest error": max(errors.values(), default=0.0),  # bf16 weights have none
     }
 
@@ -57,14 +57,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", help="file for the figures, - for standard output")
     args = parser.parse_args()
-    print("| model | format | high | fast | auto | exact in auto |\n|---|---|--:|--:|--:|--:|")
+    print("| model | format | high | fast | auto | bf16 in auto |\n|---|---|--:|--:|--:|--:|")
     done = []
     with tempfile.TemporaryDirectory() as scratch:
         for row in rows(args, Path(scratch)):
             changes = f"{row['fast']:+.3f} % | {row['auto']:+.3f} %"
-            print(
-                f"| {row['model']} | `{row['format']}` | {row['high']:.4f} | {changes} | {row['exact']} |", flush=True
-            )
+            print(f"| {row['model']} | `{row['format']}` | {row['high']:.4f} | {changes} | {row['bf16']} |", flush=True)
             done.append(row)
     common.report("quality_precision", done, args.json)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from lowbit import ops
 from lowbit.models._spec import ModelSpec
-from lowbit.precision import exact_matrices
+from lowbit.precision import outlier_matrices
 from lowbit.runtime import pool
 
 logger = logging.getLogger(__name__)
@@ -24,8 +24,8 @@ QUERY_ROWS = 32
 class NativeEngine:
     """Computes logits with the native decoder (the protocol `generate.Engine`). Weights are shared and immutable."""
 
-    def __init__(self, loaded: Any, runtime: Any, exact: Sequence[str] | None = None) -> None:
-        """exact: matrices that compute in fp32 whatever the others do (None: those that `loaded` was measured for)."""
+    def __init__(self, loaded: Any, runtime: Any, outliers: Sequence[str] | None = None) -> None:
+        """outliers: matrices that compute on bf16 activations, not int8 (None: as `loaded` was measured)."""
         spec = loaded.spec
         self.spec = spec
         self.vocab_size = spec.vocab_size
@@ -33,8 +33,9 @@ class NativeEngine:
         self._kv_dtype = runtime.kv_dtype
         self._pool = pool(runtime.threads)
         # The decoder views the arrays of `loaded`; the binding keeps them alive.
-        exact = exact_matrices(loaded.activation_errors, runtime.precision) if exact is None else exact
-        self._decoder = ops.decoder(spec.to_dict(), loaded.tensors, runtime.compute, runtime.tier, exact)
+        if outliers is None:
+            outliers = outlier_matrices(loaded.activation_errors, runtime.precision)
+        self._decoder = ops.decoder(spec.to_dict(), loaded.tensors, runtime.compute, runtime.tier, outliers)
         self._capacities = capacities_of(spec, self.context)
         self.exact_tokens = max(1, min(8, QUERY_ROWS * spec.kv_heads // spec.heads))
         self.token_bytes: int = self.new_cache(1).bytes_per_position
@@ -91,8 +92,8 @@ class EncoderEngine:
     def __init__(self, loaded: Any, runtime: Any) -> None:
         self.spec = loaded.spec
         self._pool = pool(runtime.threads)
-        exact = exact_matrices(loaded.activation_errors, runtime.precision)
-        self._encoder = ops.encoder(self.spec.to_dict(), loaded.tensors, runtime.compute, runtime.tier, exact)
+        outliers = outlier_matrices(loaded.activation_errors, runtime.precision)
+        self._encoder = ops.encoder(self.spec.to_dict(), loaded.tensors, runtime.compute, runtime.tier, outliers)
 
     def embed(self, texts: Sequence[np.ndarray], poolings: tuple[str, ...]) -> np.ndarray:
         """Returns float32 [texts, len(poolings) * hidden] for int32 ids, at least one text."""

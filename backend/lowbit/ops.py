@@ -212,6 +212,12 @@ TIERS = ("scalar", "avx2", "avx512", "amx", "avx2_without_vnni", "amx_model")  #
 COMPUTE = ("int8", "fp32", "bf16")
 
 
+def _compute_index(compute: str) -> int:
+    if compute not in COMPUTE:
+        raise ValueError(f"unknown compute {compute!r}; use one of {', '.join(COMPUTE)}")
+    return COMPUTE.index(compute)
+
+
 def has_int8_compute(format_id: int) -> bool:
     """Returns True if products with this format can run on int8 activations; see `effective_compute` for the others."""
     return native().has_int8_compute(format_id)
@@ -222,7 +228,7 @@ def effective_compute(format_id: int, compute: str) -> str:
 
     "int8" is "bf16" (activations rounded to bf16) for bf16, fp6 and fp8, and either of them "fp32" for fp16 and fp32.
     """
-    return COMPUTE[native().effective_compute(format_id, COMPUTE.index(compute))]
+    return COMPUTE[native().effective_compute(format_id, _compute_index(compute))]
 
 
 def linear(
@@ -234,7 +240,7 @@ def linear(
     """
     x = np.ascontiguousarray(x, np.float32)
     bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
-    return native().linear(pool, TIERS.index(tier), COMPUTE.index(compute), *packed, x, bias)
+    return native().linear(pool, TIERS.index(tier), _compute_index(compute), *packed, x, bias)
 
 
 def quantize_rows(x: np.ndarray, k_padded: int, *, tier: str, pool: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -250,16 +256,16 @@ def decoder(
     tensors: dict[str, Any],
     compute: str = "int8",
     tier: str | None = None,
-    exact: Iterable[str] = (),
+    outliers: Iterable[str] = (),
 ) -> Any:
     """Returns a native decoder over shared, immutable weights.
 
     spec is ModelSpec.to_dict(); tensors are PackedTensor and float vectors by canonical name, viewed, not copied; tier
-    None is `default_tier()`; exact names matrices ("layers.0.down", "head") that compute in fp32 whatever the others
-    do. Raises ValueError naming the tensor that is missing or has another shape than the spec's. The result's
-    profile(True) starts timing, phase_seconds() returns seconds by phase since then.
+    None is `default_tier()`; outliers names matrices ("layers.0.down", "head") that compute on bf16 activations where
+    the others do on int8. Raises ValueError naming the tensor that is missing or has another shape than the spec's. The
+    result's profile(True) starts timing, phase_seconds() returns seconds by phase since then.
     """
-    return native().Decoder(spec, *_weights(tensors), compute, tier or default_tier(), list(exact))
+    return native().Decoder(spec, *_weights(tensors), compute, tier or default_tier(), list(outliers))
 
 
 def _weights(tensors: dict[str, Any]) -> tuple[dict[str, tuple[Any, ...]], dict[str, np.ndarray]]:
@@ -316,10 +322,10 @@ def encoder(
     tensors: dict[str, Any],
     compute: str = "int8",
     tier: str | None = None,
-    exact: Iterable[str] = (),
+    outliers: Iterable[str] = (),
 ) -> Any:
     """Returns a native encoder over shared, immutable weights; arguments, errors and profile as `decoder`."""
-    return native().Encoder(spec, *_weights(tensors), compute, tier or default_tier(), list(exact))
+    return native().Encoder(spec, *_weights(tensors), compute, tier or default_tier(), list(outliers))
 
 
 def hidden_states(

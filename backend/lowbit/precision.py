@@ -1,8 +1,9 @@
-"""Which matrices compute on int8 activations, and which on exact ones because a few channels are too large for int8.
+"""Which matrices compute on int8 activations, and which on bf16 ones because a few channels are too large for int8.
 
 Owns the measure, taken once when a model is quantised, and the limit; what they decide holds for every pass, whatever
 shares it. int8 compute gives 64 activations a common scale: where one of them is far larger than the others, the
-others are rounded away. `precision="auto"` computes such matrices in fp32, "fast" none, "high" all.
+others are rounded away. bf16 rounds each by itself. `precision="auto"` has it for such matrices, "fast" for none;
+"high" rounds no activations.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from lowbit.packed import PackedTensor
 
 logger = logging.getLogger(__name__)
 
-# An error of a matrix's output by which it computes in fp32. docs/quality.md has what models lose below it.
+# The error of a matrix's output above which it computes on bf16 activations. docs/quality.md has what models lose
+# below it.
 LIMIT = 0.0175
 
 # Tokens that the measure reads: each counts alike, and channels that are too large are so at most tokens.
@@ -51,13 +53,13 @@ def measure(loaded: Any, runtime: Any) -> dict[str, float]:
     return {name: float(f"{error:.3g}") for name, error in errors.items()}
 
 
-def exact_matrices(errors: Mapping[str, float], precision: str) -> list[str]:
-    """Returns the matrices that compute in fp32 where int8 is the compute type. errors: of `measure`, {} if unknown."""
+def outlier_matrices(errors: Mapping[str, float], precision: str) -> list[str]:
+    """Returns the matrices that compute in bf16 where int8 is the compute type. errors: of `measure`, {} if unknown."""
     if precision != "auto":
         return []
     if not errors:
         logger.debug("no activation errors were measured for this model: every matrix computes on int8 activations")
-    exact = [name for name, error in errors.items() if error > LIMIT]
-    if exact:
-        logger.info("%d of %d matrices compute in fp32, for outliers: %s", len(exact), len(errors), ", ".join(exact))
-    return exact
+    found = [name for name, error in errors.items() if error > LIMIT]
+    if found:
+        logger.info("%d of %d matrices compute in bf16, for outliers: %s", len(found), len(errors), ", ".join(found))
+    return found

@@ -61,6 +61,12 @@ def as_int8(x: np.ndarray) -> np.ndarray:
     return (codes * scales).reshape(rows, -1)[:, :k]
 
 
+def as_bf16(x: np.ndarray) -> np.ndarray:
+    """Returns x as bf16 compute sees it: finite values rounded to the nearest bf16, ties to even."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16).astype(np.uint32).view(np.float32).astype(x.dtype)
+
+
 def as_int8_vectors(x: np.ndarray) -> np.ndarray:
     """Returns x with each vector along the last axis rounded to int8, symmetric, with a scale of its own."""
     scales = np.abs(x).max(axis=-1, keepdims=True) / 127

@@ -82,12 +82,12 @@ class Runtime:
     """What the caller asks for; None and "auto" leave the choice to `resolve`.
 
     device: "auto", "cpu", "xpu" or "xpu:N". threads: native threads. tier: highest instruction set tier to use.
-    precision: "fast" rounds the inputs of every matrix to int8 (64 share a scale; those of bf16 weights to bf16),
-    "high" those of none, "auto" (the default) all but those that int8 was measured to lose too much of when the model
-    was quantised. compute: type of the inner products, "int8" or "fp32": given alone, the same as "fast" and "high".
-    kv_dtype: storage type of the KV cache ("int16" or "int8", codes with a scale for each key and value of a head and
-    attention in integers, or "fp16", "bf16", "fp32"). context: longest sequence in tokens (None: what the model was
-    made for).
+    precision: "fast" rounds the inputs of every matrix to int8 (64 share a scale; those of bf16, fp6 and fp8 weights to
+    bf16), "high" those of none, "auto" (the default) as "fast", but to bf16 those that int8 was measured to lose too
+    much of when the model was quantised. compute: type of the inner products, "int8" or "fp32": given alone, the same
+    as "fast" and "high". kv_dtype: storage type of the KV cache ("int16" or "int8", codes with a scale for each key and
+    value of a head and attention in integers, or "fp16", "bf16", "fp32"). context: longest sequence in tokens (None:
+    what the model was made for).
     """
 
     device: str = "auto"
@@ -148,13 +148,13 @@ class Runtime:
 
 
 _COMPUTE_REASONS = {
-    "int8": "activations as int8 per 64 values for formats of up to 5 bits and sym_int8, as bf16 for bf16 weights; "
-    "others compute in fp32",
+    "int8": "activations as int8 per 64 values for formats of up to 5 bits and sym_int8, as bf16 for bf16, fp6 and "
+    "fp8; fp16 and fp32 weights compute in fp32",
     "fp32": "precision is high: slower, no activation rounding",
 }
 _PRECISION_REASONS = {
-    "fast": "asked for: int8 (bf16 weights: bf16) activations in every matrix",
-    "auto": "fp32 where a model's activations were measured to be too uneven for int8",
+    "fast": "asked for: int8 (bf16, fp6 and fp8 weights: bf16) activations in every matrix",
+    "auto": "bf16 where a model's activations were measured to be too uneven for int8",
     "high": "asked for: no rounded activations",
 }
 

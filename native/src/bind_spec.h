@@ -99,9 +99,9 @@ struct BoundWeights {
     Weights weights;
 };
 
-inline BoundWeights read_weights(nb::dict packed, nb::dict vectors, const std::vector<std::string>& exact) {
+inline BoundWeights read_weights(nb::dict packed, nb::dict vectors, const std::vector<std::string>& outliers) {
     BoundWeights bound;
-    bound.weights.exact.insert(exact.begin(), exact.end());
+    bound.weights.outliers.insert(outliers.begin(), outliers.end());
     for (auto [key, value] : packed) {
         const std::string name = nb::cast<std::string>(key);
         try {

@@ -19,13 +19,13 @@ void Finder::fail(const std::string& what) const { throw std::invalid_argument(o
 Finder::Finder(std::string owner, const Weights& weights)
     : owner_(std::move(owner)),
       weights_(weights) {
-    for (const std::string& role : weights.exact)  // the head may be the embedding
+    for (const std::string& role : weights.outliers)  // the head may be the embedding
         if (role != "head" && !weights.packed.count(role + ".weight")) fail("no matrix is called " + role);
 }
 
 void Finder::give_role(Matrix& m, const std::string& role) const {
     m.role = role;
-    m.exact = weights_.exact.count(role) > 0;
+    m.outliers = weights_.outliers.count(role) > 0;
 }
 
 Matrix Finder::matrix(const std::string& name, int64_t rows, int64_t cols, bool optional) const {

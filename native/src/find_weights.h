@@ -12,10 +12,10 @@ struct Matrix {
     const PackedView* weight = nullptr;
     const float* bias = nullptr;  // [rows] or null
     std::string role;   // "layers.0.down", "head"
-    bool exact = false;  // computes in fp32 whatever the others do
+    bool outliers = false;  // among its inputs: bf16 where the others compute in int8
 
     explicit operator bool() const { return weight != nullptr; }
-    Compute compute(Compute wanted) const { return exact ? Compute::fp32 : wanted; }
+    Compute compute(Compute wanted) const { return outliers && wanted == Compute::int8 ? Compute::bf16 : wanted; }
     // What it reads of an input that was prepared for all its readers.
     LinearInput reads(LinearInput in) const {
         in.compute = compute(in.compute);

@@ -64,7 +64,7 @@ def test_what_each_precision_computes(planted, caplog):
     large = [name for name, error in errors.items() if error > precision.LIMIT]
     assert {n.rpartition(".")[2] for n in large} == {"qkv", "gate_up", "down"}
     assert [n for n in errors if n.endswith(".o")] == [n for n in errors if n.endswith(".o") and n not in large]
-    assert f"{len(large)} of {len(errors)} matrices compute in fp32, for outliers: layers." in caplog.text
+    assert f"{len(large)} of {len(errors)} matrices compute in bf16, for outliers: layers." in caplog.text
     # As without precision: compute alone says the same.
     assert np.array_equal(logits(lowbit.load(planted, "sym_int8", compute="int8")), logits(fast))
     assert np.array_equal(logits(lowbit.load(planted, "sym_int8", compute="fp32")), exact)
@@ -165,18 +165,18 @@ def test_what_cannot_be(asked, said):
 
 def test_the_limit():
     errors = {"a": precision.LIMIT, "b": precision.LIMIT * 1.01, "c": 1.0}
-    assert precision.exact_matrices(errors, "auto") == ["b", "c"]
-    assert precision.exact_matrices(errors, "fast") == precision.exact_matrices(errors, "high") == []
-    assert precision.exact_matrices({}, "auto") == []
+    assert precision.outlier_matrices(errors, "auto") == ["b", "c"]
+    assert precision.outlier_matrices(errors, "fast") == precision.outlier_matrices(errors, "high") == []
+    assert precision.outlier_matrices({}, "auto") == []
 
 
 def test_commands(planted, capsys, tmp_path):
     assert main(["info", planted, "--low-bit", "sym_int8", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)["model"]["precision"]
     assert told["matrices"] == 25
-    assert "layers.0.gate_up" in told["exact"]
+    assert "layers.0.gate_up" in told["outliers"]
     assert main(["info", planted, "--low-bit", "sym_int8"]) == 0
-    assert "fp32 in layers.0.down" in capsys.readouterr().out
+    assert "bf16 in layers.0.down" in capsys.readouterr().out
     for name, kept in (("auto", 25), ("fast", 0)):
         assert main(["convert", planted, str(tmp_path / name), "--low-bit", "nf4", "--precision", name, "-q"]) == 0
         assert len(checkpoint.load(tmp_path / name).activation_errors) == kept

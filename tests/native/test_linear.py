@@ -6,6 +6,7 @@ import pytest
 from guarded import guarded
 from lowbit import _native as n
 from lowbit import ops, quantize
+from lowbit.reference_decoder import as_bf16
 from packed_random import FORMATS, INT8, NAMES, SCALED, Packed, exact_values, random_packed
 
 TIERS = {name: ops.TIERS.index(name) for name in n.tiers()}
@@ -18,7 +19,9 @@ COMPUTE = {name: i for i, name in enumerate(ops.COMPUTE)}
 POOL = n.ThreadPool(2)
 # These read activations rounded to bf16 where others read int8.
 WIDE = ["fp6", "fp8_e4m3", "fp8_e5m2", "bf16"]
-CASES = [(name, "int8") for name in [*INT8, *WIDE]] + [(name, "bf16") for name in INT8] + [(name, "fp32") for name in NAMES]
+CASES = (
+    [(name, "int8") for name in [*INT8, *WIDE]] + [(name, "bf16") for name in INT8] + [(name, "fp32") for name in NAMES]
+)
 GROUPS = [0, 32, 64, 128]
 
 
@@ -43,16 +46,10 @@ def quantised(x: np.ndarray) -> np.ndarray:
     return (codes.astype(np.float64) * scales).reshape(m, padded)[:, :k]
 
 
-def to_bf16(x: np.ndarray) -> np.ndarray:
-    """Returns finite float32 values rounded to the nearest bf16, ties to even."""
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32).astype(np.uint64)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16).astype(np.uint32).view(np.float32)
-
-
 def close(actual: np.ndarray, w: Packed, x: np.ndarray, compute: str, expected=None, tolerance=1e-6, bias=0.0) -> None:
     """Asserts |actual - expected| <= tolerance * sum |w||x|; expected is fp64 arithmetic when not given."""
     if compute == "bf16" or (compute == "int8" and w.name in WIDE):
-        x = to_bf16(x)
+        x = as_bf16(x)
     elif compute == "int8":
         x = quantised(x)
     x = x.astype(np.float64)
@@ -207,14 +204,14 @@ def test_special_scales(name, tier):
 
 
 @pytest.mark.parametrize("tier", TIERS)
-def test_bf16_weights_read_activations_rounded_to_bf16(tier):
+def test_bf16_weights_read_activations_rounded_as_bf16(tier):
     """An identity gives back what a product sees of its input: the nearest bf16, ties to even; or all of it (fp32)."""
     k = 96
     eye = quantize.quantize(np.eye(k, dtype=np.float32), "bf16", 0).native()
     x = np.concatenate([activations(40, k) * scale for scale in (1, 1e-30, 1e30)])
     x[0] = 1 + np.arange(k) * 2.0**-9  # every other one a tie
     for m in (1, 3, 8, 40, len(x)):
-        for compute, seen in ((0, to_bf16(x[:m])), (1, x[:m])):
+        for compute, seen in ((0, as_bf16(x[:m])), (1, x[:m])):
             assert np.array_equal(n.linear(POOL, TIERS[tier], compute, *eye, x[:m], None), seen)
 
 

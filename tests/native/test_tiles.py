@@ -59,7 +59,13 @@ def test_a_row_is_the_same_in_any_company(tier, m):
 @pytest.mark.parametrize("tier", TIERS)
 def test_a_row_in_bf16_is_the_same_in_any_company(tier, m):
     """Few rows fill a part of the tiles; groups shorter than a block of 512 k, longer, and whole rows."""
-    for name, group_size, k in [("fp8_e4m3", 128, 700), ("fp6", 32, 530), ("asym_int4", 0, 1100), ("nf4", 256, 600), ("bf16", 0, 1050)]:
+    for name, group_size, k in [
+        ("fp8_e4m3", 128, 700),
+        ("fp6", 32, 530),
+        ("asym_int4", 0, 1100),
+        ("nf4", 256, 600),
+        ("bf16", 0, 1050),
+    ]:
         w, x = random_packed(name, 40, k, group_size), activations(40, k)
         whole = linear(w, x, tier, compute=2)
         assert np.array_equal(linear(w, x[:m], tier, compute=2), whole[:m]), name

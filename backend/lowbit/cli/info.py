@@ -36,7 +36,7 @@ def execute(arguments: Arguments) -> None:
 
 
 def _about(model: Any) -> dict[str, Any]:
-    from lowbit.precision import exact_matrices
+    from lowbit.precision import outlier_matrices
 
     errors = model.loaded.activation_errors
     return {
@@ -46,7 +46,7 @@ def _about(model: Any) -> dict[str, Any]:
         "memory": model.memory(),
         "precision": {
             "matrices": len(errors),
-            "exact": {name: errors[name] for name in exact_matrices(errors, "auto")},
+            "outliers": {name: errors[name] for name in outlier_matrices(errors, "auto")},
         },
     }
 
@@ -56,14 +56,14 @@ def _model_lines(model: dict[str, Any]) -> Iterator[tuple[str, str]]:
     token, limit = memory["token_bytes"], memory["idle_limit_bytes"]
     yield "model", f"{model['family']}, {model['format'] or 'not quantised'}, weights {size(memory['weights_bytes'])}"
     yield "kv cache", f"{size(token)} per token, {size(token * context)} for the whole context of {context}"
-    exact, matrices = model["precision"]["exact"], model["precision"]["matrices"]
+    outliers, matrices = model["precision"]["outliers"], model["precision"]["matrices"]
     if not matrices:
         yield "activations", "int8 in every matrix that can: their errors were not measured"
     else:
-        named = ", ".join(f"{name} ({error:.1%})" for name, error in exact.items())
+        named = ", ".join(f"{name} ({error:.1%})" for name, error in outliers.items())
         yield (
             "activations",
-            f"int8 in {matrices - len(exact)} of {matrices} matrices" + (f"; fp32 in {named}" if exact else ""),
+            f"int8 in {matrices - len(outliers)} of {matrices} matrices" + (f"; bf16 in {named}" if outliers else ""),
         )
     yield "kept", f"sessions of up to {size(limit)} or {limit // token} tokens, what they share counted once"
 

@@ -20,10 +20,10 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lowbit.models._spec import ModelSpec
-from lowbit.precision import exact_matrices, measure
+from lowbit.precision import measure, outlier_matrices
 from lowbit.runtime import Runtime
 from lowbit.torch.cache import NativeCache, take_over
-from lowbit.torch.graph import ERRORS, NativeGraph, NotNative, compute_exactly
+from lowbit.torch.graph import ERRORS, NativeGraph, NotNative, allow_outliers
 
 logger = logging.getLogger(__name__)
 
@@ -109,8 +109,8 @@ def enable(model: nn.Module, runtime: Runtime, errors: Mapping[str, float] | Non
     if errors is None:
         errors = measure(graph.loaded(model), runtime.resolve()) if runtime.precision == "auto" else {}
     setattr(model, ERRORS, dict(errors))
-    if exact := exact_matrices(errors, runtime.resolve().precision):
-        compute_exactly(model, graph.family, exact)
+    if outliers := outlier_matrices(errors, runtime.resolve().precision):
+        allow_outliers(model, graph.family, outliers)
         graph = NativeGraph(model, runtime)
     kind: Any = type(model)
     model.__class__ = native_class(kind)

@@ -238,8 +238,8 @@ class NativeGraph:
         assert isinstance(spec, ModelSpec)
         self.spec = spec
         self.tensors = _tensors(model, self.family)
-        exact = [recipe.name.removesuffix(".weight") for recipe in matrices(self.family) if _is_exact(model, recipe)]
-        self.engine = NativeEngine(self.loaded(model), runtime.resolve(), exact)
+        outliers = [r.name.removesuffix(".weight") for r in matrices(self.family) if _has_outliers(model, r)]
+        self.engine = NativeEngine(self.loaded(model), runtime.resolve(), outliers)
         self._modules = [(m._modules, key, child) for m in model.modules() for key, child in m._modules.items()]
         self._values = [
             (table, key, value, _version(value))
@@ -273,17 +273,17 @@ class NativeGraph:
         )
 
 
-def _is_exact(model: nn.Module, recipe: Recipe) -> bool:
-    """Returns whether modules compute in fp32; the decoder does as they do."""
-    return any(isinstance(m, LowBitLinear) and m.compute == "fp32" for m in modules_of(model, recipe))
+def _has_outliers(model: nn.Module, recipe: Recipe) -> bool:
+    """Returns whether modules compute on more than int8 activations; the decoder does as they do."""
+    return any(isinstance(m, LowBitLinear) and m.compute != "int8" for m in modules_of(model, recipe))
 
 
-def compute_exactly(model: nn.Module, family: Family, roles: Sequence[str]) -> None:
-    """Makes the modules of some matrices compute in fp32."""
+def allow_outliers(model: nn.Module, family: Family, roles: Sequence[str]) -> None:
+    """Makes the modules of some matrices compute on bf16 activations."""
     for recipe in matrices(family):
         if recipe.name.removesuffix(".weight") in roles:
             for module in modules_of(model, recipe):
-                module.compute = "fp32"  # type: ignore[assignment]
+                module.compute = "bf16"  # type: ignore[assignment]
 
 
 def _version(value: torch.Tensor) -> int:

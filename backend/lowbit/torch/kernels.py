@@ -38,9 +38,9 @@ def to_tensor(array: np.ndarray) -> torch.Tensor:
 
 
 @functools.cache
-def resolved(compute: str, tier: str, threads: int) -> Resolved:
+def resolved(tier: str, threads: int) -> Resolved:
     """Returns what a call runs with; "" and 0 leave the choice to the machine."""
-    return Runtime(device="cpu", compute=compute, tier=tier or None, threads=threads or None).resolve()
+    return Runtime(device="cpu", tier=tier or None, threads=threads or None).resolve()
 
 
 def host_bytes(packed: torch.Tensor, part: int = WHOLE) -> np.ndarray:
@@ -74,10 +74,11 @@ def run_linear(
     """Returns x W^T (+ bias), [..., rows] in the dtype of x (float32, bfloat16, float16 or float64), x [..., k].
 
     packed: uint8, the bytes of a `PackedTensor` as `host_bytes` describes, whose multiplier is 2^exponent (int32
-    scalar). part: WHOLE, or GATE or UP where `packed` shows every second panel of a gate_up. compute, tier, threads: of
-    `Runtime`, "" and 0 for the machine's own. Raises ValueError for shapes that do not fit and tiers the machine lacks.
+    scalar). part: WHOLE, or GATE or UP where `packed` shows every second panel of a gate_up. compute: of LowBitLinear.
+    tier, threads: of `Runtime`, "" and 0 for the machine's own. Raises ValueError for shapes that do not fit and tiers
+    the machine lacks.
     """
-    settings = resolved(compute, tier, threads)
+    settings = resolved(tier, threads)
     flat = x.detach().reshape(-1, k).to(torch.float32)
     if flat.shape[0] == 0:
         return x.new_empty((*x.shape[:-1], rows))
@@ -90,7 +91,7 @@ def run_linear(
             weight,
             flat.numpy(),
             tier=settings.tier,
-            compute=settings.compute,
+            compute=compute,
             pool=pool(settings.threads),
             bias=None if added is None or alternates else added.numpy(),
         )
@@ -133,7 +134,7 @@ def run_dequantize(
     """Returns the exact values of a packed weight, [rows, k], rounded to `dtype`."""
     out = np.empty((rows, k), np.float32)
     data = host_bytes(packed.detach().contiguous())
-    settings = resolved("int8", "", 0)
+    settings = resolved("", 0)
     ops.dequantize((format_id, rows, k, group_size, 2.0 ** int(exponent), data), 0, out, pool(settings.threads))
     return torch.from_numpy(out).to(dtype)
 

@@ -146,8 +146,8 @@ class LowBitLinear(_Packed):
     """A linear layer with a packed weight: y = x W^T + bias, like `nn.Linear`, without training.
 
     Takes fp32, bf16, fp16 and fp64 inputs on the CPU and returns their dtype (under autocast, autocast's).
-    compute: "int8" (activations rounded per 64 values, formats of up to 5 bits and sym_int8) or "fp32". tier, threads:
-    as in `lowbit.Runtime`; "" and 0 leave them to the machine.
+    compute: what activations are rounded to, "int8" (64 share a scale; formats of up to 5 bits and sym_int8), "bf16" or
+    "fp32". tier, threads: as in `lowbit.Runtime`; "" and 0 leave them to the machine.
 
     >>> layer = LowBitLinear.from_linear(torch.nn.Linear(64, 32), "nf4")
     >>> layer(torch.ones(2, 64)).shape

@@ -90,7 +90,7 @@ class Conversion:
     def pool(self) -> Any:
         """The threads that quantise."""
         settings = self.settings
-        return pool(kernels.resolved(settings["compute"], settings["tier"], settings["threads"]).threads)
+        return pool(kernels.resolved(settings["tier"], settings["threads"]).threads)
 
 
 def optimize_model(

@@ -12,8 +12,8 @@ namespace lowbit {
 struct Weights {
     std::unordered_map<std::string, PackedView> packed;  // matrices and tables, non-owning
     std::unordered_map<std::string, std::vector<float>> vectors;
-    // Matrices ("layers.0.down", "head") that compute in fp32 where the others compute in int8.
-    std::unordered_set<std::string> exact;
+    // Matrices ("layers.0.down", "head") whose inputs have outliers: they compute in bf16 where the others compute in int8.
+    std::unordered_set<std::string> outliers;
 };
 
 }  // namespace lowbit
