@@ -15,7 +15,7 @@ consteval Table<uint16_t, 64> bf16_table() {
     return table;
 }
 
-// What float-inl.h and float_many-inl.h ask of a Way, but for the multiplication.
+// What float-inl.h and float_many-inl.h ask of a Way, but for multiplications and sums.
 struct Bf16Weights {
     using Rows = HalfRows;
     using Value = uint16_t;
@@ -48,12 +48,4 @@ struct Bf16Weights {
         return load_quad(atom + kLine * i);
     }
     static ALWAYS_INLINE void store_weights(uint8_t* p, Weights w) { store_quad(p, w); }
-    static ALWAYS_INLINE float sum_of_values(const uint16_t* x, int count) {
-        Floats sum = zero();
-        for (int i = 0; i < count; i += 16) {
-            const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i));
-            sum = add(sum, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16)));
-        }
-        return _mm512_reduce_add_ps(sum);
-    }
 };

@@ -22,6 +22,7 @@ namespace {
 
 struct Bf16Pairs : Bf16Weights {
     using Activations = __m512i;
+    using Sum = Floats;
 
     static ALWAYS_INLINE Weights load_weights(const uint8_t* p) { return load_quad(p); }
     static ALWAYS_INLINE Activations activations(const uint16_t* x) {
@@ -31,6 +32,16 @@ struct Bf16Pairs : Bf16Weights {
     }
     static ALWAYS_INLINE Floats add_product(Weights w, Activations x, Floats sum) {
         return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)x);
+    }
+    static ALWAYS_INLINE Sum no_sum() { return zero(); }
+    static ALWAYS_INLINE Floats total(Sum sum) { return sum; }
+    static ALWAYS_INLINE float sum_of_values(const uint16_t* x, int count) {
+        Floats sum = zero();
+        for (int i = 0; i < count; i += 16) {
+            const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i));
+            sum = add(sum, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16)));
+        }
+        return _mm512_reduce_add_ps(sum);
     }
 };
 

@@ -1,6 +1,7 @@
 // Products whose sums are floats: the values that codes mean times activations. The including file provides panels_of_floats(M), the
 // panels whose sums for M rows fit in the registers, and a Way to multiply (fp32-inl.h, avx512/bf16_weights-inl.h):
-//   Rows of Values; Weights and Activations, vectors for kEach k of every row; factor<id>, which results are to be multiplied by;
+//   Rows of Values; Weights and Activations, for kEach k of every row; Sum of their products and its total; factor<id>, which results are
+//   to be multiplied by;
 //   of_codes<id, i>(quad), of_floats<id, i>(atom, half): the weights of k from i * kEach on; load_weights, store_weights; activations(x): of kEach k,
 //   for every lane; add_product(weights, activations, sum); sum_of_values(x, count).
 
@@ -29,9 +30,9 @@ struct FloatProduct {
                                        Floats (&part)[P][M], Fetch fetch) {
         for_each_index<kQuads>(fetch);
         // One sum per output whatever M is: a row's result does not depend on the batch it is in.
-        Floats sum[P][M];
+        typename Way::Sum sum[P][M];
         UNROLL for (int p = 0; p < P; p++)
-            UNROLL for (int i = 0; i < M; i++) sum[p][i] = zero();
+            UNROLL for (int i = 0; i < M; i++) sum[p][i] = Way::no_sum();
         const Value* value[M];
         UNROLL for (int i = 0; i < M; i++) value[i] = x.x[i] + k;
         using Weights = typename Way::Weights;
@@ -72,6 +73,6 @@ struct FloatProduct {
             UNROLL for (int i = 0; i < M; i++) value[i] += 4 * quads;
         }
         UNROLL for (int p = 0; p < P; p++)
-            UNROLL for (int i = 0; i < M; i++) part[p][i] = add(part[p][i], sum[p][i]);
+            UNROLL for (int i = 0; i < M; i++) part[p][i] = add(part[p][i], Way::total(sum[p][i]));
     }
 };

@@ -5,6 +5,7 @@ struct Fp32 {
     using Value = float;
     using Weights = Floats;
     using Activations = Floats;
+    using Sum = Floats;
     static constexpr int kEach = 1;
     template <FormatId id>
     static constexpr float factor = kFloatFactor<id>;
@@ -17,5 +18,7 @@ struct Fp32 {
     static ALWAYS_INLINE void store_weights(uint8_t* p, Weights w) { store(reinterpret_cast<float*>(p), w); }
     static ALWAYS_INLINE Activations activations(const float* x) { return broadcast(x); }
     static ALWAYS_INLINE Floats add_product(Weights w, Activations x, Floats sum) { return fma(w, x, sum); }
+    static ALWAYS_INLINE Sum no_sum() { return zero(); }
+    static ALWAYS_INLINE Floats total(Sum sum) { return sum; }
     static ALWAYS_INLINE float sum_of_values(const float* x, int count) { return sum_of(x, count); }
 };
