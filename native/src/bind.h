@@ -22,8 +22,9 @@ using MutableFloats = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::
 // The view of packed bytes; throws std::invalid_argument when the format is unknown or the size is not the layout's.
 lowbit::PackedView packed_view(int format, int64_t rows, int64_t k, int group_size, float multiplier, const Bytes& data);
 
-// The kernels of a tier by its number; after the last tier come avx2 without AVX-VNNI and the model of amx. Throws std::invalid_argument
-// when this machine cannot run it.
+// The kernels of a tier by its number; after the last tier come, for tests, avx2 without AVX-VNNI and the model of amx. Throws
+// std::invalid_argument when this machine cannot run it.
+inline constexpr int kAvx2WithoutVnni = static_cast<int>(lowbit::Tier::amx) + 1, kAmxModel = kAvx2WithoutVnni + 1;
 const lowbit::KernelTable& kernels_of(int tier);
 
 void bind_runtime(nb::module_& m);

@@ -38,11 +38,11 @@ nb::class_<Bound<Model>> bind_model(nb::module_& m, const char* name, Spec (*rea
         "__init__",
         [read_spec](Self* self, nb::dict spec, nb::dict packed, nb::dict vectors, const std::string& compute, const std::string& tier,
                     const std::vector<std::string>& outliers) {
-            const Tier at = read_tier(tier);
+            const KernelTable& kernels = read_kernels(tier);
             const Compute type = static_cast<Compute>(index_of(kComputes, compute, "compute type"));
             BoundWeights weights = read_weights(packed, vectors, outliers);
-            new (self)
-                Self{std::move(weights.arrays), std::make_unique<Model>(read_spec(spec), std::move(weights.weights), type, at)};
+            new (self) Self{std::move(weights.arrays),
+                            std::make_unique<Model>(read_spec(spec), std::move(weights.weights), type, kernels)};
         },
         nb::arg("spec"), nb::arg("packed"), nb::arg("vectors"), nb::arg("compute"), nb::arg("tier"), nb::arg("outliers"));
     bound.def(

@@ -126,13 +126,15 @@ inline BoundWeights read_weights(nb::dict packed, nb::dict vectors, const std::v
     return bound;
 }
 
-// The tier of that name; throws std::invalid_argument when it is unknown or does not run here.
-inline Tier read_tier(const std::string& tier) {
+// The kernels of the tier of that name, or, for tests, of "amx_model"; throws std::invalid_argument when it is unknown or does not
+// run here.
+inline const KernelTable& read_kernels(const std::string& tier) {
+    if (tier == "amx_model") return kernels_of(kAmxModel);
     const int tier_index = index_of(kTierNames, tier, "tier");
     if (!tier_available(static_cast<Tier>(tier_index)))
         throw std::invalid_argument("tier '" + tier + "' does not run on this CPU; the highest that does is '" +
                                     kTierNames[static_cast<int>(best_tier())] + "'");
-    return static_cast<Tier>(tier_index);
+    return kernels_of(tier_index);
 }
 
 }  // namespace lowbit

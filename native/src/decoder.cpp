@@ -27,8 +27,8 @@ struct Decoder::Impl {
     bool profiling = false;
     PhaseTimes times;
 
-    Impl(ModelSpec s, Weights w, Compute c, Tier tier)
-        : spec(std::move(s)), weights(std::move(w)), compute(c), kernels(kernel_table(tier)) {
+    Impl(ModelSpec s, Weights w, Compute c, const KernelTable& k)
+        : spec(std::move(s)), weights(std::move(w)), compute(c), kernels(k) {
         check_spec(spec);
         resolved = resolve_weights(spec, weights);
         plan_buffers();
@@ -195,8 +195,8 @@ void Decoder::Impl::pass(ThreadPool& pool, const std::vector<Part>& parts, bool 
     for (const Part& part : parts) part.cache->advance(part.count);
 }
 
-Decoder::Decoder(ModelSpec spec, Weights weights, Compute compute, Tier tier)
-    : impl_(std::make_unique<Impl>(std::move(spec), std::move(weights), compute, tier)) {}
+Decoder::Decoder(ModelSpec spec, Weights weights, Compute compute, const KernelTable& kernels)
+    : impl_(std::make_unique<Impl>(std::move(spec), std::move(weights), compute, kernels)) {}
 Decoder::~Decoder() = default;
 
 const ModelSpec& Decoder::spec() const { return impl_->spec; }

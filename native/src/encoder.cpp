@@ -61,11 +61,11 @@ struct Encoder::Impl {
     bool profiling = false;
     PhaseTimes times;
 
-    Impl(EncoderSpec s, Weights w, Compute c, Tier tier)
+    Impl(EncoderSpec s, Weights w, Compute c, const KernelTable& k)
         : spec(std::move(s)),
           weights(std::move(w)),
           compute(c),
-          kernels(kernel_table(tier)),
+          kernels(k),
           resolved(resolve_weights(spec, weights)) {
         plan_buffers(scratch);
     }
@@ -199,8 +199,8 @@ void Encoder::Impl::pass(ThreadPool& pool, const Texts& texts, const EncoderOutp
     });
 }
 
-Encoder::Encoder(EncoderSpec spec, Weights weights, Compute compute, Tier tier)
-    : impl_(std::make_unique<Impl>(std::move(spec), std::move(weights), compute, tier)) {}
+Encoder::Encoder(EncoderSpec spec, Weights weights, Compute compute, const KernelTable& kernels)
+    : impl_(std::make_unique<Impl>(std::move(spec), std::move(weights), compute, kernels)) {}
 Encoder::~Encoder() = default;
 
 const EncoderSpec& Encoder::spec() const { return impl_->spec; }

@@ -24,7 +24,8 @@ struct Part {
 class Decoder {
 public:
     // Checks that every tensor the spec asks for is there with the right shape; throws std::invalid_argument naming it.
-    Decoder(ModelSpec spec, Weights weights, Compute compute, Tier tier);
+    // The kernels outlive this.
+    Decoder(ModelSpec spec, Weights weights, Compute compute, const KernelTable& kernels);
     ~Decoder();
 
     const ModelSpec& spec() const;

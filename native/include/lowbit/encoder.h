@@ -24,7 +24,8 @@ struct Texts {
 class Encoder {
 public:
     // Checks that every tensor the spec asks for is there with the right shape; throws std::invalid_argument naming it.
-    Encoder(EncoderSpec spec, Weights weights, Compute compute, Tier tier);
+    // The kernels outlive this.
+    Encoder(EncoderSpec spec, Weights weights, Compute compute, const KernelTable& kernels);
     ~Encoder();
 
     const EncoderSpec& spec() const;
