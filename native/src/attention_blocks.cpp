@@ -6,12 +6,15 @@
 #include <cmath>
 #include <cstring>
 
+#include "lowbit/code_tiles.h"
+
 namespace lowbit {
 namespace {
 
 constexpr int64_t kFloatRows = 4;  // queries that the kernels multiply at once
 constexpr int64_t kCodeRows = 8;
 constexpr int64_t kWidenFrom = 9;  // query rows from which on codes of 8 bits are widened before use, not in every product
+constexpr int64_t kTilesFrom = 12;  // from which on tiles are worth taking their bytes apart, by Intel's tables
 
 // The next block of keys and values often stands where no hardware prefetcher looks for it: in another page of the cache. So it is
 // fetched while this one is computed, a little at a time: more at once than the core can have under way would wait.
@@ -126,6 +129,7 @@ void accumulate_floats(const Walk& walk, const KvCache& cache, float* scratch, c
 struct CodeScratch {
     int16_t *q, *weights, *keys, *values;  // keys and values of a block, widened
     float *q_scales, *scores;
+    uint8_t *q_bytes, *weight_bytes, *key_bytes, *value_bytes;  // for tiles; those of keys and values in the place of wide codes
     int64_t floats = 0;
 
     CodeScratch(float* memory, int64_t rows, int64_t key_rows, int64_t value_stride) {
@@ -135,13 +139,39 @@ struct CodeScratch {
             return at;
         };
         const auto take_codes = [&](int64_t n) { return reinterpret_cast<int16_t*>(take(n * 2)); };
+        const auto take_bytes = [&](int64_t n) { return reinterpret_cast<uint8_t*>(take(n)); };
         q = take_codes(rows * key_rows);
-        weights = take_codes(kCodeRows * kKvBlock);
-        keys = take_codes(key_rows * kKvBlock);
-        values = take_codes(value_stride * kKvBlock);
+        weights = take_codes(kMostRows * kKvBlock);
+        key_bytes = take_bytes(split_lines_bytes(KvType::int16, key_rows, kKvBlock));
+        value_bytes = take_bytes(split_lines_bytes(KvType::int16, kKvBlock, value_stride));
+        keys = reinterpret_cast<int16_t*>(key_bytes);
+        values = reinterpret_cast<int16_t*>(value_bytes);
         q_scales = take(rows * 4);
-        scores = take(kCodeRows * kKvBlock * 4);
+        scores = take(kMostRows * kKvBlock * 4);
+        q_bytes = take_bytes(split_rows_bytes(rows, key_rows));
+        weight_bytes = take_bytes(split_rows_bytes(kMostRows, kKvBlock));
     }
+    static constexpr int64_t kMostRows = std::max<int64_t>(kCodeRows, kTileBlockRows);  // that are scored together
+};
+
+// The tiles of a thread while it attends; none where rows are too few.
+class Tiles {
+public:
+    Tiles(const KernelTable& kernels, int64_t rows) : kernels_(rows >= kTilesFrom ? kernels.code_tiles : nullptr) {
+        if (kernels_) kernels_->begin();
+    }
+    ~Tiles() {
+        if (kernels_) kernels_->end();
+    }
+    Tiles(const Tiles&) = delete;
+    Tiles& operator=(const Tiles&) = delete;
+
+    const CodeTileKernels* operator->() const { return kernels_; }
+    // Whether the next of `rows` rows go through them.
+    bool take(int64_t rows) const { return kernels_ && rows >= kTilesFrom; }
+
+private:
+    const CodeTileKernels* kernels_;
 };
 
 void accumulate_codes(const Walk& walk, const KvCache& cache, float* scratch, const Softmax& x) {
@@ -153,6 +183,8 @@ void accumulate_codes(const Walk& walk, const KvCache& cache, float* scratch, co
         s.q_scales[r] = k.to_codes(walk.query(r), dim, most_code(KvType::int16), s.q + r * key_rows);
         if (key_rows != dim) s.q[r * key_rows + dim] = 0;
     }
+    const Tiles tiles(c.kernels, rows);
+    if (tiles.take(rows)) tiles->split_rows(s.q, rows, key_rows, s.q_bytes);
     for (int64_t block = walk.begin; block <= walk.last; block += kKvBlock) {
         const int64_t count = std::min<int64_t>(kKvBlock, walk.last + 1 - block);
         const uint8_t *keys = cache.keys(c.layer, walk.b.head, block), *values = cache.values(c.layer, walk.b.head, block);
@@ -160,24 +192,38 @@ void accumulate_codes(const Walk& walk, const KvCache& cache, float* scratch, co
         const void *key_codes = keys, *value_codes = values;
         KvType type = cache.shape().type;
         const uint8_t* next = block + kKvBlock <= walk.last ? cache.keys(c.layer, walk.b.head, block + kKvBlock) : walk.b.next;
-        if (type == KvType::int8 && rows >= kWidenFrom) {
+        if (tiles.take(rows)) {
+            tiles->split_lines(keys, type, key_rows, kKvBlock, s.key_bytes);
+            tiles->split_lines(values, type, kKvBlock, width, s.value_bytes);
+        } else if (type == KvType::int8 && rows >= kWidenFrom) {
             k.widen(reinterpret_cast<const int8_t*>(keys), key_rows * kKvBlock, s.keys);
             k.widen(reinterpret_cast<const int8_t*>(values), width * kKvBlock, s.values);
             key_codes = s.keys;
             value_codes = s.values;
             type = KvType::int16;
         }
-        for (int64_t r = 0; r < rows; r += kCodeRows) {
-            const int64_t n = std::min(kCodeRows, rows - r);
-            KeyRange ranges[kCodeRows];
-            k.scores(s.q + r * key_rows, s.q_scales + r, n, key_codes, type, key_scales, count, key_rows, s.scores, next);
+        const uint8_t* next_values = next ? next + (values - keys) : nullptr;
+        for (int64_t r = 0, n; r < rows; r += n) {
+            const bool in_tiles = tiles.take(rows - r);
+            n = std::min<int64_t>(in_tiles ? kTileBlockRows : kCodeRows, rows - r);
+            KeyRange ranges[CodeScratch::kMostRows];
+            if (in_tiles)
+                tiles->scores(s.q_bytes + split_rows_bytes(r, key_rows), s.q_scales + r, n, s.key_bytes, type, key_scales, count, key_rows,
+                              s.scores, next);
+            else
+                k.scores(s.q + r * key_rows, s.q_scales + r, n, key_codes, type, key_scales, count, key_rows, s.scores, next);
             for (int64_t i = 0; i < n; i++) {
                 ranges[i] = walk.range(r + i, block, count);
                 walk.bias(r + i, block, ranges[i], s.scores + i * kKvBlock);
             }
             k.softmax(s.scores, n, ranges, value_scales, x.rows + r, s.weights);
-            k.values(s.weights, n, value_codes, type, count, width, x.rows + r, x.out + r * width, next ? next + (values - keys) : next);
-            next = nullptr;
+            if (in_tiles) {
+                tiles->split_rows(s.weights, n, kKvBlock, s.weight_bytes);
+                tiles->values(s.weight_bytes, n, s.value_bytes, type, width, x.rows + r, x.out + r * width, next_values);
+            } else {
+                k.values(s.weights, n, value_codes, type, count, width, x.rows + r, x.out + r * width, next_values);
+            }
+            next = next_values = nullptr;
         }
     }
 }

@@ -7,6 +7,7 @@
 #include <nanobind/stl/optional.h>
 
 #include "bind.h"
+#include "lowbit/code_tiles.h"
 #include "lowbit/linear.h"
 
 using namespace lowbit;
@@ -148,13 +149,13 @@ KernelTable amx_model_table() {
         table.linear.bf16[i] = bf16.bf16[i];
         table.linear.bf16_many[i] = bf16.bf16_many[i];
     }
+    table.code_tiles = amx_model::code_tile_kernels();
     return table;
 }
 
 }  // namespace
 
 const KernelTable& kernels_of(int tier) {
-    constexpr int kAvx2WithoutVnni = static_cast<int>(Tier::amx) + 1, kAmxModel = kAvx2WithoutVnni + 1;
     const Tier needed = tier == kAvx2WithoutVnni ? Tier::avx2 : tier == kAmxModel ? Tier::avx512 : static_cast<Tier>(tier);
     if (tier < 0 || tier > kAmxModel || !tier_available(needed))
         throw std::invalid_argument("tier " + std::to_string(tier) + " is not available on this machine");

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <array>
 
-#include "lowbit/code_attention.h"
+#include "lowbit/code_tiles.h"
 #include "lowbit/kernels.h"
 
 namespace lowbit {
@@ -13,12 +13,13 @@ struct Registered {
     LinearKernels (*linear)();
     VectorKernels (*vector)();            // null: none of its own
     QueryLaneKernels (*query_lanes)();    // null: none of its own
+    const CodeTileKernels* (*code_tiles)() = nullptr;
 };
 constexpr Registered kTiers[] = {
     {Tier::scalar, scalar::linear_kernels, scalar::vector_kernels, scalar::query_lane_kernels},
     {Tier::avx2, avx2::linear_kernels, avx2::vector_kernels, avx2::query_lane_kernels},
     {Tier::avx512, avx512::linear_kernels, avx512::vector_kernels, avx512::query_lane_kernels},
-    {Tier::amx, amx::linear_kernels, nullptr, nullptr},
+    {Tier::amx, amx::linear_kernels, nullptr, nullptr, amx::code_tile_kernels},
 };
 
 // Kernels of instructions that not every CPU of a tier has.
@@ -75,6 +76,7 @@ std::array<KernelTable, 4> merge() {
             overlay(table.linear, r.linear());
             if (r.vector) overlay(table.vector, r.vector());
             if (r.query_lanes) table.query_lanes = r.query_lanes();
+            if (r.code_tiles) table.code_tiles = r.code_tiles();
         }
         for (const Extra& e : kExtras)
             if (static_cast<int>(e.tier) == tier && tier_available(e.tier) && e.usable(cpu_features())) overlay(table.linear, e.linear());

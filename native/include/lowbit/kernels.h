@@ -143,11 +143,14 @@ struct QueryLaneKernels {
     void (*to_rows)(const float* lanes, const float* sums, int64_t count, int64_t dim, const float* bias, float* y, int64_t stride);
 };
 
+struct CodeTileKernels;
+
 struct KernelTable {
     Tier tier;
     LinearKernels linear;
     VectorKernels vector;
     QueryLaneKernels query_lanes;
+    const CodeTileKernels* code_tiles = nullptr;  // null where the tier has no tiles (code_tiles.h)
 };
 
 // Merged tables: every entry of `tier` that is null comes from the tier below. `tier` must be available.

@@ -28,3 +28,16 @@ template <int c, int a, int b>
 inline void tile_multiply() {
     __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(c), "i"(a), "i"(b));
 }
+// The same with a, b or both as unsigned bytes (u) instead of signed ones (s).
+template <int c, int a, int b>
+inline void tile_multiply_su() {
+    __asm__ volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(c), "i"(a), "i"(b));
+}
+template <int c, int a, int b>
+inline void tile_multiply_us() {
+    __asm__ volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(c), "i"(a), "i"(b));
+}
+template <int c, int a, int b>
+inline void tile_multiply_uu() {
+    __asm__ volatile("tdpbuud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(c), "i"(a), "i"(b));
+}

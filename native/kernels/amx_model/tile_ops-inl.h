@@ -69,8 +69,8 @@ inline void zero_upper_rows() {
     for (int m = tiles.rows[t]; m < 16; m++) __builtin_memset(tiles.data[t][m], 0, 64);
 }
 
-template <int c, int a, int b>
-inline void tile_multiply() {
+template <int c, int a, int b, class OfA, class OfB>
+inline void multiply_bytes() {
     multipliable<c, a, b>();
     for (int m = 0; m < tiles.rows[c]; m++) {
         uint32_t sums[16];  // sums wrap
@@ -78,11 +78,27 @@ inline void tile_multiply() {
         for (int k = 0; k < tiles.colsb[a] / 4; k++)
             for (int n = 0; n < tiles.colsb[c] / 4; n++)
                 for (int i = 0; i < 4; i++)
-                    sums[n] += static_cast<uint32_t>(static_cast<int8_t>(tiles.data[a][m][4 * k + i]) *
-                                                     static_cast<int8_t>(tiles.data[b][k][4 * n + i]));
+                    sums[n] += static_cast<uint32_t>(static_cast<OfA>(tiles.data[a][m][4 * k + i]) *
+                                                     static_cast<OfB>(tiles.data[b][k][4 * n + i]));
         __builtin_memcpy(tiles.data[c][m], sums, 64);
     }
     zero_upper_rows<c>();
+}
+template <int c, int a, int b>
+inline void tile_multiply() {
+    multiply_bytes<c, a, b, int8_t, int8_t>();
+}
+template <int c, int a, int b>
+inline void tile_multiply_su() {
+    multiply_bytes<c, a, b, int8_t, uint8_t>();
+}
+template <int c, int a, int b>
+inline void tile_multiply_us() {
+    multiply_bytes<c, a, b, uint8_t, int8_t>();
+}
+template <int c, int a, int b>
+inline void tile_multiply_uu() {
+    multiply_bytes<c, a, b, uint8_t, uint8_t>();
 }
 
 // Subnormal operands and results are zero (DAZ, FTZ), whatever MXCSR says.

@@ -62,25 +62,7 @@ void widen(const int8_t* codes, int64_t n, int16_t* wide) {
 
 // ---- products -------------------------------------------------------------------------------------------------------
 
-// Lines of the cache to fetch with each line of pairs.
-struct Fetch {
-    const uint8_t* at;
-    int lines;
-
-    // The share of row group `group` of `groups`, where all fetch `count` pieces of `bytes`.
-    Fetch(const uint8_t* next, int64_t count, int64_t bytes, int64_t groups, int64_t group) {
-        const int64_t each = (bytes / groups + 63) / 64;
-        at = next + group * count * each * 64;
-        lines = next && group * each * 64 < bytes ? static_cast<int>(each) : 0;
-    }
-    // The scales that stand behind the codes: read by all rows soon after.
-    static void scales(const uint8_t* at) {
-        for (int i = 0; at && i < kKvBlock / 16; i++) asm volatile("prefetcht0 %0" : : "m"(at[64 * i]));
-    }
-    ALWAYS_INLINE void step() {
-        NO_UNROLL for (int i = 0; i < lines; i++, at += 64) asm volatile("prefetcht0 %0" : : "m"(*at));
-    }
-};
+#include "shared/fetch-inl.h"
 
 // sums[r][v] += the pairs factors[r * stride], factors[r * stride + 2], ... times vector v of each line of pairs.
 template <KvType type, int R, int N>
