@@ -7,9 +7,12 @@
 
 #include <functional>
 
+#include "attention_tiles.h"
+
 #include "lowbit/half.h"
 #include "lowbit/linear.h"
 #include "lowbit/tiles.h"
+#include "random.h"
 
 namespace lowbit {
 
@@ -45,16 +48,6 @@ struct Shape {
 constexpr Shape kShapes[] = {
     {32, 16, 32, 16}, {64, 33, 100, 17}, {128, 47, 512, 31}, {256, 64, 1030, 32}, {0, 70, 1300, 43}, {64, 1, 520, 33},
     {32, 40, 1600, 48}, {0, 17, 96, 16}, {64, 40, 330, 7}, {64, 20, 600, 530},
-};
-
-struct Random {
-    uint64_t state = 1;
-
-    uint32_t bits() {  // xorshift64*
-        state ^= state >> 12, state ^= state << 25, state ^= state >> 27;
-        return static_cast<uint32_t>(state * 0x2545f4914f6cdd1dull >> 32);
-    }
-    float value() { return static_cast<float>(static_cast<int32_t>(bits())) * 0x1p-31f; }  // -1 ... 1
 };
 
 constexpr int64_t kFloats = 1 << 20, kBytes = 4 << 20;
@@ -200,6 +193,9 @@ bool check() {
     }
     const bool negatives = tiles_know_signs();
     if (!negatives) print("tdpbssd multiplies unsigned bytes here, a fault of the emulator: no negative operands in what follows\n");
+    const Compared attention = compare_attention(negatives);
+    print(attention.equal), print(" of "), print(attention.all), print(" products of attention in tiles equal those of avx512 bit for bit\n");
+    if (attention.equal != attention.all) return false;
     Random random;
     const KernelTable avx512 = avx512_and({}), tiles_int8 = avx512_and(amx::linear_kernels());
     if (!compare(Compute::int8, tiles_int8, avx512, negatives, random)) return false;
