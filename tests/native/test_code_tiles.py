@@ -156,6 +156,18 @@ def test_decoders_say_the_same_as_on_avx512(tier, change, kind):
         np.testing.assert_array_equal(mine.view(np.uint32), avx512.view(np.uint32))
 
 
+@tiers
+def test_whole_models_in_tiles_say_the_same_as_on_avx512(tier):
+    """Linear layers and attention: prompts in tiles, a piece of few rows, a step."""
+    tensors, ids = tiny.packed(tiny.random_weights(SPEC), "sym_int4", 32), np.arange(150) % 67
+    results = []
+    for on in (tier, "avx512"):
+        model, session = tiny.decoder(SPEC, tensors, on, "int8"), tiny.cache(SPEC, 150, "int16")
+        results.append([tiny.run(model, session, ids[a:b]) for a, b in [(0, 130), (130, 149), (149, 150)]])
+    for mine, avx512 in zip(*results, strict=True):
+        np.testing.assert_array_equal(mine.view(np.uint32), avx512.view(np.uint32))
+
+
 def test_tiers_without_tiles_say_so():
     out = np.zeros(BLOCK, F)
     with pytest.raises(ValueError, match="has no tiles"):
