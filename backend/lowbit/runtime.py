@@ -25,8 +25,8 @@ from lowbit.machine import Cpus, Gpu, Machine, read_machine
 logger = logging.getLogger(__name__)
 
 TIERS = ("scalar", "avx2", "avx512", "amx")  # lowest first
-COMPUTE_TYPES = ("int8", "fp32")
-PRECISIONS = ("fast", "auto", "high")
+COMPUTE_TYPES = ("int8", "bf16", "fp32")
+PRECISIONS = ("fast", "auto", "bf16", "high")
 KV_DTYPES = ("int16", "fp16", "bf16", "int8", "fp32")
 DEVICE_KINDS = ("auto", "cpu", "xpu")
 RUNNABLE = frozenset({"cpu"})  # device kinds that this version can execute on
@@ -83,11 +83,11 @@ class Runtime:
 
     device: "auto", "cpu", "xpu" or "xpu:N". threads: native threads. tier: highest instruction set tier to use.
     precision: "fast" rounds the inputs of every matrix to int8 (64 share a scale; those of bf16, fp6 and fp8 weights to
-    bf16), "high" those of none, "auto" (the default) as "fast", but to bf16 those that int8 was measured to lose too
-    much of when the model was quantised. compute: type of the inner products, "int8" or "fp32": given alone, the same
-    as "fast" and "high". kv_dtype: storage type of the KV cache ("int16" or "int8", codes with a scale for each key and
-    value of a head and attention in integers, or "fp16", "bf16", "fp32"). context: longest sequence in tokens (None:
-    what the model was made for).
+    bf16), "bf16" to bf16, "high" none, "auto" (the default) as "fast", but to bf16 those that int8 was measured to lose
+    too much of when the model was quantised. compute: type of the inner products, "int8", "bf16" or "fp32": given
+    alone, the same as "fast", "bf16" and "high". kv_dtype: storage type of the KV cache ("int16" or "int8", codes with
+    a scale for each key and value of a head and attention in integers, or "fp16", "bf16", "fp32"). context: longest
+    sequence in tokens (None: what the model was made for).
     """
 
     device: str = "auto"
@@ -102,8 +102,9 @@ class Runtime:
         split_device(self.device)
         if self.tier is not None:
             _check_choice("tier", self.tier, TIERS)
-        object.__setattr__(self, "precision", _precision(self.precision, self.compute))
-        object.__setattr__(self, "compute", "fp32" if self.precision == "high" else "int8")
+        precision = _precision(self.precision, self.compute)
+        object.__setattr__(self, "precision", precision)
+        object.__setattr__(self, "compute", _COMPUTE_OF[precision])
         _check_choice("kv_dtype", self.kv_dtype, KV_DTYPES)
         for name in ("threads", "context"):
             value = getattr(self, name)
@@ -147,14 +148,18 @@ class Runtime:
         return resolved
 
 
+_COMPUTE_OF = {"fast": "int8", "auto": "int8", "bf16": "bf16", "high": "fp32"}  # by precision
+_PRECISION_OF = {"int8": "fast", "bf16": "bf16", "fp32": "high"}  # by a compute type that was given alone
 _COMPUTE_REASONS = {
     "int8": "activations as int8 per 64 values for formats of up to 5 bits and sym_int8, as bf16 for bf16, fp6 and "
     "fp8; fp16 and fp32 weights compute in fp32",
+    "bf16": "precision is bf16: activations rounded one by one, but those of fp16 and fp32 weights not at all",
     "fp32": "precision is high: slower, no activation rounding",
 }
 _PRECISION_REASONS = {
     "fast": "asked for: int8 (bf16, fp6 and fp8 weights: bf16) activations in every matrix",
     "auto": "bf16 where a model's activations were measured to be too uneven for int8",
+    "bf16": "asked for: bf16 activations in every matrix",
     "high": "asked for: no rounded activations",
 }
 
@@ -216,11 +221,11 @@ def _precision(precision: str | None, compute: str | None) -> str:
         return precision or "auto"
     _check_choice("compute", compute, COMPUTE_TYPES)
     if precision is None:
-        return "high" if compute == "fp32" else "fast"
-    if (precision == "high") != (compute == "fp32"):
+        return _PRECISION_OF[compute]
+    if _COMPUTE_OF[precision] != compute:
         raise ValueError(
-            f"precision={precision!r} and compute={compute!r} contradict each other: 'high' is fp32, 'fast' and 'auto' "
-            "are int8. Give precision alone"
+            f"precision={precision!r} and compute={compute!r} contradict each other: 'high' is fp32, 'bf16' is bf16, "
+            "'fast' and 'auto' are int8. Give precision alone"
         )
     return precision
 

@@ -22,7 +22,7 @@ CONFIG_FILE = "quantize_config.json"  # where ITREX kept it
 DEFAULT_DATASET = "NeelNanda/pile-10k"
 
 _ASYMMETRIC = {"sym_int4": "asym_int4", "sym_int5": "asym_int5"}
-_COMPUTE = {"fp32": "fp32", "float32": "fp32", "bf16": "fp32", "bfloat16": "fp32", "fp16": "fp32", "int8": "int8"}
+_COMPUTE = {"fp32": "fp32", "float32": "fp32", "bf16": "bf16", "bfloat16": "bf16", "fp16": "fp32", "int8": "int8"}
 _SCALES = (None, "fp32", "fp16", "bf16")  # all stored as fp16 over a power of two per tensor
 _ALGORITHMS = {"RTN": "rtn", "AWQ": "awq", "TEQ": "teq", "GPTQ": "gptq", "AUTOROUND": "gptq"}
 # Arguments of other backends: read, because scripts pass them, and without effect here.
@@ -38,7 +38,7 @@ class WeightOnlyQuantConfig:
     """Weight-only quantisation as ITREX's documents describe it.
 
     weight_dtype: int8, int4, int4_fullrange, int4_clip, nf4, fp4, fp4_e2m1, fp8_e4m3, fp8_e5m2, or any format of
-    lowbit; compute_dtype: fp32, bf16 (runs as fp32) or int8; group_size: 32, 64, 128 or -1 (per row); scheme: "sym" or
+    lowbit; compute_dtype: fp32, bf16 or int8; group_size: 32, 64, 128 or -1 (per row); scheme: "sym" or
     "asym" (4 and 5 bits); mse_range: search the clip of every group from 0.805 to 1 in steps of 0.005;
     use_double_quant: round the scales themselves to double_quant_scale_dtype (int8, fp8_e4m3 or fp8_e5m2) in blocks of
     256, as QLoRA does (the file stays as large: the layout has 16 bits for a scale); algorithm: RTN, AWQ, TEQ, GPTQ

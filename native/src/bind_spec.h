@@ -88,7 +88,7 @@ int index_of(const char* const (&names)[N], const std::string& name, const char*
     throw std::invalid_argument("unknown " + std::string(what) + " '" + name + "': choose one of " + known);
 }
 
-constexpr const char* kComputes[] = {"int8", "fp32"};                // by Compute
+constexpr const char* kComputes[] = {"int8", "fp32", "bf16"};        // by Compute
 
 using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using PackedTuple = std::tuple<int, int64_t, int64_t, int, float, Bytes>;

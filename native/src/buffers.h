@@ -38,11 +38,13 @@ struct InputBuffer {
     float* data = nullptr;
     int64_t stride = 0, k = 0, k_padded = 0;
     Rounding rounding{};  // for the readers of this buffer
+    Compute compute = Compute::int8;  // of the model: of readers without outliers
     void* rounded = nullptr;
     bool read_as_floats = false;  // by a reader that takes them exact
 
-    // Makes room for a product with `w`, whose k columns it reads.
-    void read_by(const PackedView& w, int64_t columns, Compute wanted) {
+    // Makes room for a product with `w`, whose k columns it reads; wanted: its compute type.
+    void read_by(const PackedView& w, int64_t columns, Compute wanted, Compute of_model) {
+        compute = of_model;
         k = columns;
         if (w.layout.k_padded > k_padded) k_padded = w.layout.k_padded;
         const Rounding mine = Rounding::of(*w.format, wanted);
@@ -59,7 +61,7 @@ struct InputBuffer {
     // Bytes of `rounded` for so many rows.
     int64_t rounded_bytes(int64_t rows) const { return static_cast<int64_t>(linear_input_bytes(rows, k_padded, rounding)); }
     LinearInput input(int64_t rows) const {
-        return linear_input(data, stride, rows, k, k_padded, rounding ? Compute::int8 : Compute::fp32, rounding, rounded);
+        return linear_input(data, stride, rows, k, k_padded, compute, rounding, rounded);
     }
 };
 

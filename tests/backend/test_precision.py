@@ -60,6 +60,7 @@ def test_what_each_precision_computes(planted, caplog):
     exact = logits(high)
     assert distance(logits(fast), exact) > 0.3
     assert distance(logits(auto), exact) < 0.02
+    assert 0 < distance(logits(lowbit.load(planted, "sym_int8", precision="bf16")), exact) < 0.02
     errors = auto.loaded.activation_errors
     large = [name for name, error in errors.items() if error > precision.LIMIT]
     assert {n.rpartition(".")[2] for n in large} == {"qkv", "gate_up", "down"}
@@ -135,8 +136,11 @@ def test_embedders(tmp_path):
         ({"precision": "fast"}, ("fast", "int8")),
         ({"precision": "high"}, ("high", "fp32")),
         ({"compute": "int8"}, ("fast", "int8")),
+        ({"compute": "bf16"}, ("bf16", "bf16")),
         ({"compute": "fp32"}, ("high", "fp32")),
         ({"precision": "auto", "compute": "int8"}, ("auto", "int8")),
+        ({"precision": "bf16"}, ("bf16", "bf16")),
+        ({"precision": "bf16", "compute": "bf16"}, ("bf16", "bf16")),
         ({"precision": "high", "compute": "fp32"}, ("high", "fp32")),
     ],
 )
@@ -154,8 +158,9 @@ def test_precision_and_compute(asked, expected):
     [
         ({"precision": "high", "compute": "int8"}, "precision='high' and compute='int8' contradict each other"),
         ({"precision": "fast", "compute": "fp32"}, "contradict each other: 'high' is fp32"),
-        ({"precision": "hihg"}, "unknown precision 'hihg'; did you mean 'high'.* Choices: fast, auto, high"),
-        ({"compute": "bf16"}, "unknown compute 'bf16'"),
+        ({"precision": "hihg"}, "unknown precision 'hihg'; did you mean 'high'.* Choices: fast, auto, bf16, high"),
+        ({"precision": "auto", "compute": "bf16"}, "contradict each other: .*'bf16' is bf16"),
+        ({"compute": "fp16"}, "unknown compute 'fp16'"),
     ],
 )
 def test_what_cannot_be(asked, said):

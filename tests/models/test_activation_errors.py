@@ -127,6 +127,8 @@ def test_all_matrices_in_bf16_are_near_fp32_compute(tier):
     exact = tiny.run(tiny.decoder(SPEC, tensors, tier), tiny.cache(SPEC), IDS)
     errors = [rms(tiny.run(model, tiny.cache(SPEC), IDS) - exact) / rms(exact) for model in (int8, wide)]
     assert errors[1] < 0.1 * errors[0]
+    all_bf16 = tiny.decoder(SPEC, tensors, tier, "bf16")
+    assert np.array_equal(tiny.run(all_bf16, tiny.cache(SPEC), IDS), tiny.run(wide, tiny.cache(SPEC), IDS))
     # Where fp32 is the compute type, outliers ask for nothing.
     all_fp32 = ops.decoder(SPEC.to_dict(), tensors, "fp32", tier, ROLES)
     assert np.array_equal(tiny.run(all_fp32, tiny.cache(SPEC), IDS), exact)
@@ -215,6 +217,8 @@ def test_matrices_with_outliers_of_an_encoder(place):
     assert np.array_equal(together[: ends[0]], first)
     assert rms(together - exact) < 0.9 * rms(rounded - exact)
     everything = ops.encoder(spec.to_dict(), tensors, "int8", None, ENCODER_ROLES)
-    assert rms(ops.hidden_states(everything, *many, ops.pool(1)) - exact) < 0.5 * rms(rounded - exact)
+    in_bf16 = ops.hidden_states(everything, *many, ops.pool(1))
+    assert rms(in_bf16 - exact) < 0.5 * rms(rounded - exact)
+    assert np.array_equal(ops.hidden_states(ops.encoder(spec.to_dict(), tensors, "bf16"), *many, ops.pool(1)), in_bf16)
     with pytest.raises(ValueError, match=r"no matrix is called head_dense"):
         ops.encoder(spec.to_dict(), tensors, "int8", None, ["head_dense"])

@@ -220,8 +220,8 @@ def test_unknown_tier_and_compute():
     tensors = tiny.packed(build("nothing")[1])
     with pytest.raises(ValueError, match="choose one of scalar"):
         tiny.decoder(BASE, tensors, tier="sse")
-    with pytest.raises(ValueError, match="choose one of int8, fp32"):
-        tiny.decoder(BASE, tensors, compute="bf16")
+    with pytest.raises(ValueError, match="choose one of int8, fp32, bf16"):
+        tiny.decoder(BASE, tensors, compute="fp16")
 
 
 def test_reference_softmax_sees_only_the_past():

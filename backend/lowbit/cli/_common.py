@@ -9,7 +9,8 @@ from typing import Any
 
 Arguments = argparse.Namespace
 PRECISION_HELP = (
-    "int8 activations in every matrix (fast), in none (high), or where they were measured to do (auto: default)"
+    "int8 activations in every matrix (fast), in none (bf16, high: exact), or where they were measured to do (auto: "
+    "default)"
 )
 GROUP_SIZE_HELP = (
     "weights that share a scale: 32, 64, 128 or 256 (default: 64; 32 for up to 4 bits of embedders and rerankers)"

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="auto, cpu, xpu or xpu:N")
     parser.add_argument("--tier", choices=TIERS, help="highest instruction set tier to use")
     parser.add_argument("--precision", choices=PRECISIONS, help=PRECISION_HELP)
-    parser.add_argument("--compute", choices=COMPUTE_TYPES, help="int8 is --precision fast, fp32 is high")
+    parser.add_argument("--compute", choices=COMPUTE_TYPES, help="int8 is --precision fast, bf16 is bf16, fp32 is high")
     parser.add_argument("--kv-dtype", choices=KV_DTYPES, help="type of the key and value cache; int8 halves it")
     parser.add_argument("--context", type=int, help="longest sequence, in tokens")
     parser.add_argument(
