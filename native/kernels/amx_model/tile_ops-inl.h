@@ -2,6 +2,8 @@
 // limits of configurations), so that the tier's kernels run in tests on CPUs without tiles. What the CPU answers with an exception
 // ends the process here too.
 
+#define NOT_INLINE __attribute__((noinline))  // or every product of every format would hold a copy
+
 struct TileState {
     bool configured;
     int rows[8], colsb[8];
@@ -45,13 +47,13 @@ inline void tile_zero() {
     __builtin_memset(tiles.data[t], 0, sizeof tiles.data[t]);
 }
 template <int t>
-inline void tile_load(const void* from, int64_t stride) {
+NOT_INLINE void tile_load(const void* from, int64_t stride) {
     tile_zero<t>();  // also rows and columns beyond those configured
     for (int r = 0; r < tiles.rows[t]; r++)
         for (int i = 0; i < tiles.colsb[t]; i++) tiles.data[t][r][i] = static_cast<const uint8_t*>(from)[r * stride + i];
 }
 template <int t>
-inline void tile_store(void* to, int64_t stride) {
+NOT_INLINE void tile_store(void* to, int64_t stride) {
     usable<t>();
     for (int r = 0; r < tiles.rows[t]; r++)
         for (int i = 0; i < tiles.colsb[t]; i++) static_cast<uint8_t*>(to)[r * stride + i] = tiles.data[t][r][i];
@@ -85,19 +87,19 @@ inline void multiply_bytes() {
     zero_upper_rows<c>();
 }
 template <int c, int a, int b>
-inline void tile_multiply() {
+NOT_INLINE void tile_multiply() {
     multiply_bytes<c, a, b, int8_t, int8_t>();
 }
 template <int c, int a, int b>
-inline void tile_multiply_su() {
+NOT_INLINE void tile_multiply_su() {
     multiply_bytes<c, a, b, int8_t, uint8_t>();
 }
 template <int c, int a, int b>
-inline void tile_multiply_us() {
+NOT_INLINE void tile_multiply_us() {
     multiply_bytes<c, a, b, uint8_t, int8_t>();
 }
 template <int c, int a, int b>
-inline void tile_multiply_uu() {
+NOT_INLINE void tile_multiply_uu() {
     multiply_bytes<c, a, b, uint8_t, uint8_t>();
 }
 
@@ -111,7 +113,7 @@ inline float tile_half(const uint8_t* at) {
 
 // Of a row, the products of even and of odd k are summed apart, then added to each other and to what was there.
 template <int c, int a, int b>
-inline void tile_multiply_bf16() {
+NOT_INLINE void tile_multiply_bf16() {
     multipliable<c, a, b>();
     for (int m = 0; m < tiles.rows[c]; m++) {
         float sums[16], of_row[16][2] = {};
