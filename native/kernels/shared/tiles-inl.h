@@ -101,24 +101,27 @@ __attribute__((noinline)) void int8_tile(const Strip& s, int vector, const Quant
                 store(x_sum[g], sums_of_atoms(scales, sums, end - s.units(s.group_atoms) * together, end));
             }
         }
+        const float *const of_groups = group_scales, *const mins = group_mins;
+        float *const parts = t.part, *const totals = t.total;
+        const TileDots<V>* const from = dots[side];
         const float* unit_scales[count];
         UNROLL for (int u = 0; u < count; u++) unit_scales[u] = scales + (first + u * together) / kPair * R;
         NO_UNROLL for (int i = 0; i < R; i++)
             UNROLL for (int v = 0; v < V; v++) {
-                float *part = t.part + t.at(i, v), *total = t.total + t.at(i, v);
+                float *part = parts + t.at(i, v), *total = totals + t.at(i, v);
                 [[maybe_unused]] Floats sum_so_far = closes ? load(total) : zero();
                 Floats p{};
                 UNROLL for (int u = 0; u < count; u++) {
-                    const auto* dot = reinterpret_cast<const uint8_t*>(dots[side][u].at[i] + v * kPanelRows);
+                    const auto* dot = reinterpret_cast<const uint8_t*>(from[u].at[i] + v * kPanelRows);
                     const Floats d = to_floats(load_quad(dot));
                     const float* scale = unit_scales[u] + i;
                     const bool begins = each || (u == 0 && opens);
                     p = begins ? multiply(d, scale) : fma(d, broadcast(scale), u == 0 ? load(part) : p);
                     if (!closes || (!each && u + 1 < count)) continue;
                     const int64_t of_group = (each ? u : 0) * group_lanes + v * kLanes;
-                    sum_so_far = fma(p, load(group_scales + of_group), sum_so_far);
+                    sum_so_far = fma(p, load(of_groups + of_group), sum_so_far);
                     if constexpr (has_min)
-                        sum_so_far = fma(load(group_mins + of_group), broadcast(x_sum[each ? u : 0] + i), sum_so_far);
+                        sum_so_far = fma(load(mins + of_group), broadcast(x_sum[each ? u : 0] + i), sum_so_far);
                 }
                 store(closes ? total : part, closes ? sum_so_far : p);
             }
