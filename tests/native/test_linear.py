@@ -204,7 +204,7 @@ def test_special_scales(name, tier):
 
 
 @pytest.mark.parametrize("tier", TIERS)
-def test_bf16_weights_read_activations_rounded_as_bf16(tier):
+def test_bf16_weights_read_activations_rounded_to_bf16(tier):
     """An identity gives back what a product sees of its input: the nearest bf16, ties to even; or all of it (fp32)."""
     k = 96
     eye = quantize.quantize(np.eye(k, dtype=np.float32), "bf16", 0).native()

@@ -51,14 +51,18 @@ def test_modules_and_decoder_compute_alike(settings, tmp_path):
 
     float_model = with_outliers(**settings)
     options = {"low_bit": "sym_int8", "group_size": 32, "threads": 1, "kv_dtype": "fp32"}
-    models = {p: optimize_model(copy.deepcopy(float_model), precision=p, **options) for p in ("fast", "auto", "high")}
+    models = {
+        p: optimize_model(copy.deepcopy(float_model), precision=p, **options) for p in ("fast", "auto", "bf16", "high")
+    }
     kinds = {p: computes(model) for p, model in models.items()}
     assert set(kinds["fast"].values()) == {"int8"}
+    assert set(kinds["bf16"].values()) == {"bf16"}
     assert set(kinds["high"].values()) == {"fp32"}
     assert {name for name, compute in kinds["auto"].items() if compute == "bf16"} == OUTLIERS
     ids = torch.arange(3, 33)[None]
     logits = {p: model(ids).logits for p, model in models.items()}
     assert close(logits["auto"], logits["high"]) < 0.1 * close(logits["fast"], logits["high"])
+    assert 0 < close(logits["bf16"], logits["high"]) < 0.1 * close(logits["fast"], logits["high"])
     model = models["auto"]
     model.model.layers[1].register_forward_hook(lambda *_: None)  # the modules run
     assert close(model(ids).logits, logits["auto"]) < 0.2 * close(logits["fast"], logits["auto"])
