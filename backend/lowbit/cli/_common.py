@@ -9,8 +9,8 @@ from typing import Any
 
 Arguments = argparse.Namespace
 PRECISION_HELP = (
-    "int8 activations in every matrix (fast), in none (bf16, high: exact), or where they were measured to do (auto: "
-    "default)"
+    "activations that matrices read: int8 (fast), int8 or, where that was measured to do harm, bf16 (auto, the "
+    "default), bf16 (bf16) or not rounded (high)"
 )
 GROUP_SIZE_HELP = (
     "weights that share a scale: 32, 64, 128 or 256 (default: 64; 32 for up to 4 bits of embedders and rerankers)"
