@@ -1,6 +1,6 @@
-// Products on real tile instructions against others to the last bit: every format with int8 compute against the avx512 tier, every format
-// with bf16 compute against the model of the instructions; ragged shapes, few and many rows. It runs without an operating system, started by a Multiboot loader (bare.h), so that an emulated
-// machine comes to the point in seconds: `make bochs`.
+// Products on real tile instructions against others to the last bit: every format with int8 compute against the avx512 tier, every
+// format with bf16 compute against the model of the instructions; ragged shapes, few and many rows. It runs without an operating
+// system, started by a Multiboot loader (bare.h), so that an emulated machine comes to the point in seconds: `make bochs`.
 #include "bare.h"
 
 #include <cpuid.h>
@@ -8,7 +8,6 @@
 #include <functional>
 
 #include "attention_tiles.h"
-
 #include "lowbit/half.h"
 #include "lowbit/linear.h"
 #include "lowbit/tiles.h"
@@ -75,11 +74,8 @@ void fill_weights(const Format& f, const Layout& l, Random& random) {
 bool tiles_know_signs() {
     alignas(64) static int8_t a[16 * 64], b[16 * 64];
     alignas(64) static int32_t sums[16 * 16];
-    TileConfig config{};
-    config.palette = 1;
-    for (int t = 0; t < 8; t++) config.colsb[t] = 64, config.rows[t] = 16;
     a[0] = -1, b[0] = 1;
-    tile_configure(&config);
+    tile_configure(&kWholeTiles);
     tile_zero<0>();
     tile_load<1>(a, 64);
     tile_load<2>(b, 64);
@@ -114,12 +110,7 @@ KernelTable avx512_and(const LinearKernels& tiles) {
     KernelTable table{};
     table.linear = avx512::linear_kernels();
     table.vector = avx512::vector_kernels();
-    table.linear.tiles = tiles.tiles;
-    for (int i = 0; i < 16; i++) {
-        if (tiles.int8_many[i]) table.linear.int8_many[i] = tiles.int8_many[i];
-        table.linear.bf16[i] = tiles.bf16[i];
-        table.linear.bf16_many[i] = tiles.bf16_many[i];
-    }
+    overlay(table.linear, tiles);
     return table;
 }
 

@@ -27,6 +27,9 @@ lowbit::PackedView packed_view(int format, int64_t rows, int64_t k, int group_si
 inline constexpr int kAvx2WithoutVnni = static_cast<int>(lowbit::Tier::amx) + 1, kAmxModel = kAvx2WithoutVnni + 1;
 const lowbit::KernelTable& kernels_of(int tier);
 
+// A compute type by its number; throws std::invalid_argument for any other.
+lowbit::Compute compute_of(int compute);
+
 void bind_runtime(nb::module_& m);
 void bind_pack(nb::module_& m);
 void bind_linear(nb::module_& m);

@@ -57,8 +57,7 @@ std::pair<double, double> linear_seconds(ThreadPool& pool, int tier, int compute
                       const Bytes& data, const Floats& x) {
     const Format* f = find_format(format);
     if (!f) throw std::invalid_argument("unknown format id " + std::to_string(format));
-    if (compute < 0 || compute > 2) throw std::invalid_argument("compute must be 0 (int8), 1 (fp32) or 2 (bf16)");
-    const Compute type = static_cast<Compute>(compute);
+    const Compute type = compute_of(compute);
     const Rounding rounding = Rounding::of(*f, type);
     const KernelTable& kernels = kernels_of(tier);
     PackedView w;

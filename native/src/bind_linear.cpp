@@ -29,11 +29,6 @@ std::unique_ptr<T[], Free> aligned(size_t count) {
     return std::unique_ptr<T[], Free>(static_cast<T*>(p));
 }
 
-Compute compute_of(int compute) {
-    if (compute < 0 || compute > 2) throw std::invalid_argument("compute must be 0 (int8), 1 (fp32) or 2 (bf16)");
-    return static_cast<Compute>(compute);
-}
-
 // A numpy array [rows, cols] that owns `data`.
 template <class T>
 nb::ndarray<nb::numpy, T> owned(T* data, std::initializer_list<size_t> shape) {
@@ -130,30 +125,25 @@ nb::tuple bound_quantize_rows(ThreadPool& pool, int tier, const Floats& x, int64
 // The avx2 tier as a CPU without AVX-VNNI runs it, so that tests reach it on the others.
 KernelTable avx2_without_vnni() {
     KernelTable table = kernel_table(Tier::avx2);
-    const LinearKernels plain = avx2::linear_kernels_without_vnni();
-    for (int i = 0; i < 16; i++)
-        if (plain.int8[i]) {
-            table.linear.int8[i] = plain.int8[i];
-            table.linear.int8_many[i] = plain.int8_many[i];
-        }
+    overlay(table.linear, avx2::linear_kernels_without_vnni());
     return table;
 }
 
 // The amx tier with its tile instructions in C++.
 KernelTable amx_model_table() {
     KernelTable table = kernel_table(Tier::avx512);
-    const LinearKernels model = amx_model::linear_kernels(), bf16 = amx_model::bf16_kernels();
-    table.linear.tiles = model.tiles;
-    for (int i = 0; i < 16; i++) {
-        if (model.int8_many[i]) table.linear.int8_many[i] = model.int8_many[i];
-        table.linear.bf16[i] = bf16.bf16[i];
-        table.linear.bf16_many[i] = bf16.bf16_many[i];
-    }
+    overlay(table.linear, amx_model::linear_kernels());
+    overlay(table.linear, amx_model::bf16_kernels());
     table.code_tiles = amx_model::code_tile_kernels();
     return table;
 }
 
 }  // namespace
+
+Compute compute_of(int compute) {
+    if (compute < 0 || compute > 2) throw std::invalid_argument("compute must be 0 (int8), 1 (fp32) or 2 (bf16)");
+    return static_cast<Compute>(compute);
+}
 
 const KernelTable& kernels_of(int tier) {
     const Tier needed = tier == kAvx2WithoutVnni ? Tier::avx2 : tier == kAmxModel ? Tier::avx512 : static_cast<Tier>(tier);

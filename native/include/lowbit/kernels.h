@@ -153,6 +153,10 @@ struct KernelTable {
     const CodeTileKernels* code_tiles = nullptr;  // null where the tier has no tiles (code_tiles.h)
 };
 
+// Replaces the entries that `u` has kernels for.
+void overlay(LinearKernels& l, const LinearKernels& u);
+void overlay(VectorKernels& v, const VectorKernels& u);
+
 // Merged tables: every entry of `tier` that is null comes from the tier below. `tier` must be available.
 const KernelTable& kernel_table(Tier tier);
 

@@ -12,4 +12,12 @@ struct alignas(64) TileConfig {
 };
 static_assert(sizeof(TileConfig) == 64);
 
+// All eight tiles of the largest size.
+constexpr TileConfig kWholeTiles = [] {
+    TileConfig config{};
+    config.palette = 1;
+    for (int t = 0; t < 8; t++) config.colsb[t] = 64, config.rows[t] = 16;
+    return config;
+}();
+
 }  // namespace lowbit

@@ -8,17 +8,10 @@ namespace {
 
 #include "amx/tile_ops-inl.h"
 
-void configure_whole_tiles() {
-    TileConfig config{};
-    config.palette = 1;
-    for (int t = 0; t < 8; t++) config.colsb[t] = 64, config.rows[t] = 16;
-    tile_configure(&config);
-}
-
 }  // namespace
 
 int64_t peak_int8(int64_t rounds) {
-    configure_whole_tiles();
+    tile_configure(&kWholeTiles);
     for (int64_t r = 0; r < rounds; r++) {
         tile_multiply<0, 4, 6>();
         tile_multiply<1, 4, 7>();
@@ -30,7 +23,7 @@ int64_t peak_int8(int64_t rounds) {
 }
 
 int64_t peak_bf16(int64_t rounds) {
-    configure_whole_tiles();
+    tile_configure(&kWholeTiles);
     for (int64_t r = 0; r < rounds; r++) {
         tile_multiply_bf16<0, 4, 6>();
         tile_multiply_bf16<1, 4, 7>();

@@ -5,12 +5,7 @@
 #include "shared/fetch-inl.h"
 
 // Tile registers: sums 0 to 3; rows, high 4 and low 5; lines, high 6 and low 7.
-void begin() {
-    TileConfig config{};
-    config.palette = 1;
-    for (int t = 0; t < 8; t++) config.rows[t] = kTileBlockRows, config.colsb[t] = kTileK;
-    tile_configure(&config);
-}
+void begin() { tile_configure(&kWholeTiles); }
 void end() { tile_release(); }
 
 constexpr int64_t tiles_along(int64_t n) { return (n + kTileK - 1) / kTileK; }
