@@ -36,6 +36,9 @@ inline Quad broadcast_four(const int8_t* x) {
     return _mm512_set1_epi32(four);
 }
 
+// Two activations of 16 bits in every lane.
+inline Quad broadcast_pair(const uint16_t* x) { return broadcast_four(reinterpret_cast<const int8_t*>(x)); }
+
 inline Ints broadcast_int(const int32_t* p) { return _mm512_set1_epi32(*p); }
 inline Ints add_ints(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 inline Floats zero() { return _mm512_setzero_ps(); }

@@ -16,17 +16,11 @@ namespace {
 
 #include "avx512/lanes-inl.h"
 
+#include "shared/strips-inl.h"
+
 constexpr int kStep = 4;                // lines of a panel at a time
 constexpr int kBlockLines = 8 * kAtomK / 2;  // of three panels: 24 KB, which stay in L1 while all rows are multiplied with them
 constexpr int kTileRows = 8;
-
-inline __m512bh line_of(const uint8_t* p) { return (__m512bh)_mm512_loadu_si512(p); }
-
-inline __m512bh broadcast_pair(const uint16_t* x) {
-    int32_t pair;
-    __builtin_memcpy(&pair, x, 4);
-    return (__m512bh)_mm512_set1_epi32(pair);
-}
 
 // sum[i][p] += products of `lines` lines of P panels with M rows. fetch(p, line) is called for every line.
 template <int M, int P, class Fetch>
@@ -41,10 +35,10 @@ ALWAYS_INLINE void add_lines(const uint8_t* const (&panel)[P], const uint16_t* c
             __m512bh w[P];
             UNROLL for (int p = 0; p < P; p++) {
                 fetch(line[p] + j * kLine);
-                w[p] = line_of(line[p] + j * kLine);
+                w[p] = (__m512bh)load_quad(line[p] + j * kLine);
             }
             UNROLL for (int i = 0; i < M; i++) {
-                const __m512bh pair = broadcast_pair(x[i] + 2 * j);
+                const auto pair = (__m512bh)broadcast_pair(x[i] + 2 * j);
                 UNROLL for (int p = 0; p < P; p++) sum[i][p] = _mm512_dpbf16_ps(sum[i][p], w[p], pair);
             }
         }
@@ -138,19 +132,9 @@ void strip(const PackedView& w, int64_t first, const HalfRows& x, int64_t first_
 
 void many(const PackedView& w, int64_t first_panel, int64_t panels, const HalfRows& x, int64_t first_row, int64_t m, float* y,
           int64_t y_stride, uint8_t*) {
-    for (int64_t p = first_panel, end = first_panel + panels; p < end;) {
-        const int64_t left = end - p;
-        if (left == 1) {
-            strip<1>(w, p, x, first_row, m, y, y_stride);
-            p += 1;
-        } else if (left == 2 || left == 4) {  // 4 = 2 + 2: strips of one panel have few sums under way
-            strip<2>(w, p, x, first_row, m, y, y_stride);
-            p += 2;
-        } else {
-            strip<3>(w, p, x, first_row, m, y, y_stride);
-            p += 3;
-        }
-    }
+    for_strips<3>(first_panel, panels, [&](int64_t panel, auto number) INLINE_LAMBDA {
+        strip<decltype(number)::value>(w, panel, x, first_row, m, y, y_stride);
+    });
 }
 
 }  // namespace

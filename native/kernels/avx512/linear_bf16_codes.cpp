@@ -25,11 +25,7 @@ struct Bf16Pairs : Bf16Weights {
     using Sum = Floats;
 
     static ALWAYS_INLINE Weights load_weights(const uint8_t* p) { return load_quad(p); }
-    static ALWAYS_INLINE Activations activations(const uint16_t* x) {
-        int32_t pair;
-        __builtin_memcpy(&pair, x, 4);
-        return _mm512_set1_epi32(pair);
-    }
+    static ALWAYS_INLINE Activations activations(const uint16_t* x) { return broadcast_pair(x); }
     static ALWAYS_INLINE Floats add_product(Weights w, Activations x, Floats sum) {
         return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)x);
     }

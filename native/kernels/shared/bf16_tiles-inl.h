@@ -33,11 +33,7 @@ struct Bf16Fma : Bf16Weights {
     static ALWAYS_INLINE Both split(__m512i pairs) {
         return {_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)), _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536)))};
     }
-    static ALWAYS_INLINE Activations activations(const uint16_t* x) {
-        int32_t pair;
-        __builtin_memcpy(&pair, x, 4);
-        return split(_mm512_set1_epi32(pair));
-    }
+    static ALWAYS_INLINE Activations activations(const uint16_t* x) { return split(broadcast_pair(x)); }
     static ALWAYS_INLINE Sum add_product(Weights w, Activations x, Sum sum) {
         const Both weights = split(w);
         return {fma(weights.even, x.even, sum.even), fma(weights.odd, x.odd, sum.odd)};

@@ -7,6 +7,8 @@
 //   Rows, factor, kBlockK, unpack_atom(atom, to, line), tile<V>(strip, vector, rows, row, y, y_stride);
 //   kWholeRows: there are no scales, and a sum goes over all k at once.
 
+#include "shared/strips-inl.h"
+
 // One block of k of a strip, unpacked. A line is the weights of all vectors for one step along k (4 k as bytes, 1 as floats).
 struct Strip {
     const uint8_t* weights;  // [step along k][vector]
@@ -144,18 +146,7 @@ void strip(const PackedView& w, int64_t panel, const typename Many::Rows& x, int
 template <class Many, FormatId id>
 void product_many(const PackedView& w, int64_t first_panel, int64_t panels, const typename Many::Rows& x, int64_t first_row,
                   int64_t m, float* y, int64_t y_stride, uint8_t* scratch) {
-    const int64_t end = first_panel + panels;
-    for (int64_t p = first_panel; p < end;) {
-        const int64_t left = end - p;
-        if (left == 1) {
-            strip<Many, id, 1>(w, p, x, first_row, m, y, y_stride, scratch);
-            p += 1;
-        } else if (kStripPanels == 2 || left == 2 || left == 4) {  // 4 = 2 + 2: strips of one panel have few sums under way
-            strip<Many, id, 2>(w, p, x, first_row, m, y, y_stride, scratch);
-            p += 2;
-        } else {
-            strip<Many, id, kStripPanels>(w, p, x, first_row, m, y, y_stride, scratch);
-            p += kStripPanels;
-        }
-    }
+    for_strips<kStripPanels>(first_panel, panels, [&](int64_t panel, auto number) INLINE_LAMBDA {
+        strip<Many, id, decltype(number)::value>(w, panel, x, first_row, m, y, y_stride, scratch);
+    });
 }
