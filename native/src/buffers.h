@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 
+#include "find_weights.h"
 #include "lowbit/linear.h"
 #include "lowbit/memory.h"
 
@@ -42,12 +43,13 @@ struct InputBuffer {
     void* rounded = nullptr;
     bool read_as_floats = false;  // by a reader that takes them exact
 
-    // Makes room for a product with `w`, whose k columns it reads; wanted: its compute type.
-    void read_by(const PackedView& w, int64_t columns, Compute wanted, Compute of_model) {
+    // Makes room for a product with `m`, whose k columns it reads, in a model of that compute type.
+    void read_by(const Matrix& m, int64_t columns, Compute of_model) {
         compute = of_model;
         k = columns;
-        if (w.layout.k_padded > k_padded) k_padded = w.layout.k_padded;
-        const Rounding mine = Rounding::of(*w.format, wanted);
+        const Layout& l = m.weight->layout;
+        if (l.k_padded > k_padded) k_padded = l.k_padded;
+        const Rounding mine = Rounding::of(*m.weight->format, m.compute(compute));
         rounding = rounding | mine;
         if (!mine) read_as_floats = true;
         stride = row_stride(k_padded > round_up(k, kPanelRows) ? k_padded : round_up(k, kPanelRows));

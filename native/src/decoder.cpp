@@ -47,7 +47,7 @@ struct Decoder::Impl {
 void Decoder::Impl::plan_buffers() {
     const auto read_by = [&](InputBuffer& buffer, int64_t k, std::initializer_list<const Matrix*> readers) {
         for (const Matrix* m : readers)
-            if (*m) buffer.read_by(*m->weight, k, m->compute(compute), compute);
+            if (*m) buffer.read_by(*m, k, compute);
     };
 
     const ResolvedWeights& w = resolved;

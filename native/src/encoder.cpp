@@ -84,13 +84,13 @@ void Encoder::Impl::plan_buffers(EncoderScratch& scratch) const {
     InputBuffer& entered = pre ? scratch.normed : scratch.x;
     const int64_t hidden = spec.hidden_size, inner = spec.heads * spec.head_dim;
     for (const EncoderLayer& l : resolved.layers) {
-        entered.read_by(*l.qkv.weight, hidden, l.qkv.compute(compute), compute);
-        entered.read_by(*l.up.weight, hidden, l.up.compute(compute), compute);
-        scratch.attended.read_by(*l.o.weight, inner, l.o.compute(compute), compute);
-        scratch.activated.read_by(*l.down.weight, spec.ffn_size, l.down.compute(compute), compute);
+        entered.read_by(l.qkv, hidden, compute);
+        entered.read_by(l.up, hidden, compute);
+        scratch.attended.read_by(l.o, inner, compute);
+        scratch.activated.read_by(l.down, spec.ffn_size, compute);
     }
     for (const Matrix* m : {&resolved.head_dense, &resolved.head})
-        if (*m) scratch.normed.read_by(*m->weight, hidden, m->compute(compute), compute);
+        if (*m) scratch.normed.read_by(*m, hidden, compute);
     scratch.x.stride = std::max(scratch.x.stride, row_stride(round_up(hidden, kPanelRows)));
     scratch.qkv.written_by(3 * (scratch.alone ? heads_together(spec) * spec.head_dim : inner));
     scratch.delta.written_by(hidden);
