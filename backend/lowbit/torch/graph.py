@@ -283,7 +283,8 @@ def allow_outliers(model: nn.Module, family: Family, roles: Sequence[str]) -> No
     for recipe in matrices(family):
         if recipe.name.removesuffix(".weight") in roles:
             for module in modules_of(model, recipe):
-                module.compute = "bf16"  # type: ignore[assignment]
+                if isinstance(module, LowBitLinear):
+                    module.compute = "bf16"
 
 
 def _version(value: torch.Tensor) -> int:
